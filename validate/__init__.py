@@ -1,0 +1,1 @@
+"""How a model is judged: task, data, predictions, scorecard, gate. Knows no other folder."""

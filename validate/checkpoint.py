@@ -1,0 +1,198 @@
+"""A checkpoint: a folder or hub name that `transformers` opens, or a factory with a weights file.
+
+No code runs from a checkpoint: tensors come from safetensors or through `weights_only=True`, and a factory
+is named by the user, never read from a file.
+"""
+
+import importlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potstill.validate.errors import InputError, Unreachable
+from potstill.validate.files import read_json, sha256_file, sha256_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+RECORD = "potstill.json"
+WEIGHTS = "model.safetensors"
+_FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model comes from.
+
+    Attributes:
+        source: a folder, a hub name, or `package.module:factory`.
+        weights: for a factory, a `.safetensors` file or a PyTorch file of plain tensors. None leaves the
+            factory's own initial weights.
+    """
+
+    source: str
+    weights: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse weights without a factory, and files that are not there."""
+        if self.weights and not self.is_factory:
+            raise InputError(
+                f"weights {self.weights} were given for {self.source!r}, which is not a factory; "
+                "write the model as package.module:factory, or give the checkpoint's folder alone"
+            )
+        if self.weights and not self.weights.is_file():
+            raise InputError(f"no such weights file: {self.weights}")
+
+    def __str__(self) -> str:
+        return self.source + (f" ({self.weights.name})" if self.weights else "")
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether the model is built by `package.module:factory`."""
+        return bool(_FACTORY.match(self.source))
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, or None for a factory or a hub name."""
+        path = Path(self.source).expanduser()
+        return path if path.is_dir() else None
+
+    def digest(self) -> str:
+        """SHA-256 of the weights (and of the folder around them); of the name where nothing is local."""
+        if self.weights:
+            return sha256_file(self.weights)
+        return sha256_folder(self.folder) if self.folder else f"name:{self.source}"
+
+
+def open_folder(checkpoint: Checkpoint) -> str:
+    """The path or hub name that `transformers` is to open.
+
+    Raises:
+        InputError: the folder is not there, is no checkpoint, or holds weights for a user's own factory.
+    """
+    folder, source = checkpoint.folder, checkpoint.source
+    if folder is None:
+        if source.startswith((".", "/", "~")) or Path(source).suffix in {".onnx", ".safetensors", ".bin", ".pt", ".th"}:
+            raise InputError(f"no such checkpoint folder: {source}; expected a folder with config.json and weights")
+        return source
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    if record.get("factory"):
+        raise InputError(
+            f"{folder} holds weights for the factory {record['factory']!r}, and no code is run from a checkpoint; "
+            f"name the factory yourself: {record['factory']} --weights {folder / WEIGHTS}"
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} has no config.json, so it is not a transformers checkpoint; "
+            "a model of your own is given as package.module:factory --weights FILE"
+        )
+    return str(folder)
+
+
+@contextmanager
+def reading_weights(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn what libraries raise on broken, foreign or unreachable weights into one clear sentence."""
+    from pickle import UnpicklingError
+
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, UnpicklingError, EOFError) as error:
+        raise InputError(
+            f"cannot read the weights of {checkpoint}: {_first_line(error)}; "
+            "expected a whole safetensors file, or a PyTorch file of plain tensors"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        if "No space left" in str(error):
+            raise
+        if checkpoint.folder is None and not checkpoint.is_factory:
+            raise Unreachable(
+                f"{checkpoint.source!r} is no folder here, and the model hub did not give it: {_first_line(error)}"
+            ) from error
+        raise InputError(f"cannot open {checkpoint}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def build_module(checkpoint: Checkpoint) -> "nn.Module":
+    """Call the factory and load its weights, in eval mode.
+
+    Raises:
+        InputError: the factory cannot be imported or called, or its parameters and the file do not match.
+    """
+    from torch import nn
+
+    module_name, _, name = checkpoint.source.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory: Callable[[], Any] = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"cannot import {checkpoint.source}: {error}; it is looked for in the current folder "
+            "and among the installed packages"
+        ) from error
+    try:
+        module = factory()
+    except TypeError as error:
+        raise InputError(f"{checkpoint.source} cannot be called without arguments: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{checkpoint.source} returned {type(module).__name__}, expected a torch.nn.Module")
+    if checkpoint.weights:
+        _load_weights(module, checkpoint)
+    return module.eval()
+
+
+def _load_weights(module: "nn.Module", checkpoint: Checkpoint) -> None:
+    """Load a weights file into a module; every key must match."""
+    import torch
+    from safetensors.torch import load_model
+
+    assert checkpoint.weights is not None
+    with reading_weights(checkpoint):
+        if checkpoint.weights.suffix == ".safetensors":
+            missing, unexpected = load_model(module, checkpoint.weights, strict=False)
+            missing, unexpected = list(missing), list(unexpected)
+        else:
+            state = _plain_tensors(torch.load(checkpoint.weights, map_location="cpu", weights_only=True), checkpoint)
+            missing, unexpected = module.load_state_dict(state, strict=False)
+    if missing or unexpected:
+        raise InputError(
+            f"{checkpoint.weights.name} does not fit {checkpoint.source}: {len(missing)} parameters are missing "
+            f"({some(missing)}) and {len(unexpected)} are foreign ({some(unexpected)})"
+        )
+    for key, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{checkpoint.weights.name} holds values that are not finite in {key!r}")
+
+
+def _plain_tensors(loaded: Any, checkpoint: Checkpoint) -> "dict[str, Tensor]":
+    """The state dict in a PyTorch file: at the top or under `state_dict` or `model`, `module.` prefix dropped."""
+    from torch import Tensor
+
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise InputError(
+            f"{checkpoint.weights} holds no state dict: expected names with plain tensors, "
+            "at the top of the file or under 'state_dict'"
+        )
+    prefix = "module."  # torch.nn.DataParallel and DistributedDataParallel
+    if all(key.startswith(prefix) for key in loaded):
+        loaded = {key.removeprefix(prefix): value for key, value in loaded.items()}
+    state: dict[str, Tensor] = loaded
+    return state
+
+
+def some(names: list[str]) -> str:
+    """The first three of many names."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else "none"

@@ -1,0 +1,1 @@
+"""What a device wants, and how to reach it."""

@@ -1,0 +1,49 @@
+import platform
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from potstill.targets.host import Host, here, runs_here
+from potstill.targets.target import load_target
+
+VNNI = Host("Linux", "x86_64", ("avx2", "avx512_vnni"), "a CPU", 2)
+
+
+def test_here_is_this_machine() -> None:
+    host = here()
+    assert host.system == platform.system()
+    assert host.cores >= 1
+    assert host.arch in ("x86_64", "arm64")
+
+
+def test_arm_flags_are_read_from_cpuinfo(tmp_path: Path) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\nCPU part\t: 0xd0b\n\nprocessor\t: 1\n")
+    assert here(file).isa == ("asimd", "asimddp", "fp", "i8mm")
+
+
+def test_without_cpuinfo_nothing_is_claimed(tmp_path: Path) -> None:
+    assert here(tmp_path / "missing").isa == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "runs", "reason"),
+    [
+        ("laptop-x86-vnni", VNNI, True, "has the instruction sets of laptop-x86-vnni"),
+        ("laptop-x86-vnni", replace(VNNI, isa=("avx2", "avx_vnni")), True, "has the instruction sets"),
+        ("laptop-x86-vnni", replace(VNNI, isa=("avx2",)), False, r"lacks avx_vnni\|avx512_vnni"),
+        ("laptop-x86-avx2", VNNI, False, "has avx512_vnni, which laptop-x86-avx2 lacks"),
+        ("laptop-x86-avx2", replace(VNNI, isa=("avx2",)), True, "has the instruction sets"),
+        ("laptop-x86-avx2", replace(VNNI, isa=(), system="Darwin"), False, "cannot be read on Darwin"),
+        ("phone-arm64", VNNI, False, "is for arm64 and this machine is x86_64"),
+        ("phone-arm64-dotprod", Host("Linux", "arm64", ("asimd",), "a CPU", 2), False, "lacks asimddp"),
+        ("phone-iphone", Host("Darwin", "arm64", (), "a CPU", 2), False, "not on a CPU provider"),
+        ("browser-wasm", VNNI, False, "runs on onnxruntime-web"),
+    ],
+)
+def test_runs_here(target: str, host: Host, runs: bool, reason: str) -> None:
+    answer, sentence = runs_here(load_target(target), host)
+    assert answer is runs
+    assert re.search(reason, sentence)

@@ -1,0 +1,1 @@
+"""A checkpoint becomes an ONNX package for one target."""

@@ -1,0 +1,148 @@
+"""torch to ONNX, checked against torch on real examples.
+
+Shapes: B examples in a batch, C classes.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from pydantic.dataclasses import dataclass
+
+from potstill.validate.data import Examples
+from potstill.validate.encoder import Encoder
+from potstill.validate.errors import InputError, PotstillError
+from potstill.validate.predictor import OnnxPredictor
+from potstill.validate.task import Model
+
+PARITY = 1e-4  # of the largest logit; a float32 export of these models agrees to about 1e-6
+PROTOBUF_LIMIT = 2**31 - 1  # bytes that one protobuf file can hold
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far ONNX Runtime is from torch on the same examples.
+
+    Attributes:
+        max_difference: largest absolute difference of a logit.
+        tolerance: what was allowed: `PARITY` times the largest absolute logit, at least `PARITY`.
+        examples: how many were compared.
+    """
+
+    max_difference: float
+    tolerance: float
+    examples: int
+
+
+def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Parity:
+    """Write a float32 ONNX graph with a dynamic batch (and sequence), and compare it with torch.
+
+    By `torch.onnx.export(dynamo=True)`; traced with two examples. Names of files and source lines of this
+    machine, which the exporter leaves in the graph, are removed. Weights past 2 GB go to `<name>.data`.
+
+    Args:
+        model: what to export.
+        examples: real examples, at least two, to trace and to compare with.
+        path: the `.onnx` file to write.
+        opset: of the ONNX standard.
+
+    Raises:
+        InputError: the model has an operator or control flow that cannot be exported; the message names it.
+        PotstillError: torch and ONNX Runtime disagree.
+    """
+    model.module.cpu().eval()
+    axes = {axis: torch.export.Dim(name) for axis, name in model.encode.axes.items()}
+    inputs = tuple(model.batch(examples.rows([0, 1]), torch.device("cpu")))
+    shapes: Any = tuple(axes for _ in inputs)
+    if len(inputs) > 1:  # the wrapper takes *inputs: one variadic parameter
+        shapes = (shapes,)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model.module,
+                inputs,
+                input_names=list(model.input_names),
+                output_names=["logits"],
+                dynamic_shapes=shapes,
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause = error.__cause__ or error
+        raise InputError(f"{model.checkpoint} cannot be exported to ONNX: {_told(cause)}") from error
+    assert program is not None
+    program.save(str(path), external_data=True)
+    _tidy(path)
+    return check_parity(model, path, examples)
+
+
+def _told(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:400] or type(error).__name__
+
+
+def _tidy(path: Path) -> None:
+    """Remove traces of this machine from a graph, and put the weights in one file with it where they fit."""
+    model = onnx.load(str(path))
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+        value.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    model.producer_name, model.producer_version = "potstill", ""
+    for stale in path.parent.glob(f"{path.name}.data"):
+        stale.unlink()
+    save_model(model, path)
+
+
+def save_model(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model as one file, or with its weights in `<name>.data` when they pass the limit of protobuf."""
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > PROTOBUF_LIMIT - 2**24
+    onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
+
+
+def check_parity(model: Model, path: Path, examples: Examples, most: int = 16) -> Parity:
+    """Compare torch with ONNX Runtime on up to `most` examples, one by one and so of their own lengths.
+
+    Raises:
+        PotstillError: a logit differs by more than the tolerance.
+    """
+    session = OnnxPredictor(path, model.encode, path.name)
+    worst, largest = 0.0, 1.0
+    count = min(most, len(examples))
+    for i in range(count):
+        rows = examples.rows([i])
+        with torch.inference_mode():
+            ours: NDArray[np.float32] = model.module(*model.batch(rows, torch.device("cpu"))).numpy()
+        worst = max(worst, float(np.abs(session(rows) - ours).max()))
+        largest = max(largest, float(np.abs(ours).max()))
+    parity = Parity(worst, PARITY * largest, count)
+    if not worst <= parity.tolerance:
+        raise PotstillError(
+            f"the ONNX graph of {model.checkpoint} does not compute what torch does: a logit differs by "
+            f"{worst:.2g} on {count} examples, allowed is {parity.tolerance:.2g}; nothing was written"
+        )
+    return parity
+
+
+def fix_shapes(path: Path, out: Path, encode: Encoder, sequence: int | None) -> None:
+    """Write the graph with a batch of one and, where there is a sequence, its length fixed.
+
+    Raises:
+        InputError: the graph has a sequence and no length was given.
+    """
+    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
+
+    model = onnx.load(str(path))
+    for name in encode.axes.values():
+        if name == "sequence" and sequence is None:
+            raise InputError("the target takes fixed shapes: say data.max_length")
+        make_dim_param_fixed(model.graph, name, 1 if name == "batch" else sequence)
+    save_model(model, out)

@@ -1,0 +1,269 @@
+"""The folder that ships: the model in a target's number formats, what feeds it, its proof and its golden samples."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from potstill.export.graph import Parity, export_graph, fix_shapes
+from potstill.export.quantize import Quantized, quantize, scheme_for
+from potstill.targets.host import here, runs_here
+from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
+from potstill.validate.data import Examples
+from potstill.validate.encoder import Encoder, TextEncoder
+from potstill.validate.errors import InputError
+from potstill.validate.files import sha256_file, size_bytes, whole_folder, write_json, write_text
+from potstill.validate.gate import Gate, Verdict
+from potstill.validate.predictor import OnnxPredictor
+from potstill.validate.scorecard import Scorecard
+from potstill.validate.task import Model
+
+GOLDEN_SAMPLES = 4
+GOLDEN_TOLERANCE = {  # of the largest logit; other processors round otherwise, see docs/decisions.md
+    "float32": 1e-3,
+    "float16": 2e-2,
+    "static": 1e-1,
+    "dynamic": 1e-1,
+}
+MANIFEST, MODEL, GOLDEN = "manifest.json", "model.onnx", "golden"
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package on disk and what was found out about it.
+
+    Attributes:
+        folder: where it is.
+        target: name of the target.
+        quantized: its number formats, and what stayed in floating point.
+        scorecard: of ONNX Runtime running this very file.
+        verdict: the gate's; None without a gate.
+        checked: where the scorecard was made, and whether that computes as the target does.
+        model_bytes: size of the model file(s).
+        seconds: that it took to make and judge.
+    """
+
+    folder: Path
+    target: str
+    quantized: Quantized
+    scorecard: Scorecard
+    verdict: Verdict | None
+    checked: dict[str, Any]
+    model_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a package is made of, beside the target.
+
+    Attributes:
+        graph: the float32 graph of the model.
+        parity: how it compared with torch.
+        opset: of that graph.
+        seed: of the choice of calibration examples.
+        key: a hash of all that the package depends on, kept in its manifest.
+        lineage: what made the model, for the manifest.
+    """
+
+    graph: Path
+    parity: Parity
+    opset: int
+    seed: int
+    key: str
+    lineage: dict[str, Any]
+
+
+def make_package(
+    folder: Path,
+    model: Model,
+    target: Target,
+    order: Order,
+    *,
+    calibrate: Examples | None,
+    golden: Examples,
+    judge: Callable[[OnnxPredictor], Scorecard],
+    gate: Gate | None,
+    card: Callable[["Package"], str],
+) -> Package:
+    """Quantise a graph for a target, judge the file as ONNX Runtime runs it, and write the package whole.
+
+    Args:
+        folder: to make.
+        model: whose tokenizer or processor, classes and config go along.
+        target: what the device wants.
+        order: the graph and its record.
+        calibrate: examples for activation ranges.
+        golden: examples whose inputs and outputs an app can test itself with.
+        judge: gives the scorecard of a predictor over the evaluation set.
+        gate: the limits it must hold, if any.
+        card: gives the text of the package's README.
+
+    Raises:
+        InputError: the target's scheme cannot be had, or its limit on the file's size is passed.
+    """
+    started = time.monotonic()
+    with whole_folder(folder) as aside:
+        encode, graph = _fixed(model.encode, order.graph, aside, target)
+        scheme = scheme_for(graph, target)
+        quantized = quantize(graph, aside / MODEL, scheme, calibrate, encode, order.seed)
+        if graph != order.graph:
+            graph.unlink()
+        model_bytes = sum(size_bytes(path) for path in aside.glob(f"{MODEL}*"))
+        _check_size(model_bytes, target)
+        predictor = OnnxPredictor(
+            aside / MODEL, encode, f"{target.id} package", session_options=target.runtime.session_options
+        )
+        scorecard = judge(predictor)
+        package = Package(
+            folder=folder,
+            target=target.id,
+            quantized=quantized,
+            scorecard=scorecard,
+            verdict=gate(scorecard) if gate else None,
+            checked=_checked(target),
+            model_bytes=model_bytes,
+            seconds=time.monotonic() - started,
+        )
+        _write_sources(aside, model)
+        write_golden(aside / GOLDEN, predictor, golden, GOLDEN_TOLERANCE[scheme.method])
+        write_text(aside / "README.md", card(package))
+        write_json(aside / MANIFEST, _manifest(package, target, order, aside, model.labels))
+    return package
+
+
+def _fixed(encode: Encoder, graph: Path, aside: Path, target: Target) -> tuple[Encoder, Path]:
+    """The encoder and graph of a target with static shapes, or both as they are."""
+    if target.model.shapes == "dynamic":
+        return encode, graph
+    sequence = None
+    if isinstance(encode, TextEncoder):
+        sequence = encode.max_length
+        encode = replace(encode, pad_to=sequence, truncated=0)
+    fixed = aside / "fixed.onnx"
+    fix_shapes(graph, fixed, encode, sequence)
+    return encode, fixed
+
+
+def _check_size(model_bytes: int, target: Target) -> None:
+    most = target.model.max_file_mb
+    if most and model_bytes > most * 2**20:
+        raise InputError(
+            f"the model is {model_bytes / 2**20:.0f} MiB, and {target.id} takes at most {most} MiB; "
+            "take a smaller student"
+        )
+
+
+def _checked(target: Target) -> dict[str, Any]:
+    """Where the scorecard was made, and whether that machine computes as the target does."""
+    same, why = runs_here(target)
+    return {"provider": "CPUExecutionProvider", "machine": here().cpu, "as_target": same, "note": why}
+
+
+def _write_sources(folder: Path, model: Model) -> None:
+    """Config, tokenizer or processor where optimum and transformers.js look; the class names for a module."""
+    core: Any = model.core
+    if hasattr(core, "config"):
+        core.config.save_pretrained(folder)
+        model.encode.save(folder)
+        _open_in_older(folder)
+    else:
+        write_json(folder / "labels.json", list(model.labels))
+
+
+def _open_in_older(folder: Path) -> None:
+    """Name the tokenizer by the class that every transformers release knows."""
+    import json
+
+    path = folder / "tokenizer_config.json"
+    if path.is_file():
+        config = json.loads(path.read_text())
+        if config.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name for it
+            write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def write_golden(folder: Path, predictor: OnnxPredictor, examples: Examples, tolerance: float) -> None:
+    """Write inputs and expected outputs as raw little-endian files with an index that any language can read.
+
+    `golden.json`: `samples`, each with `inputs` and `outputs` by name: `file`, `dtype`, `shape`, and for outputs
+    `atol`, the largest absolute difference to expect: `tolerance` times the largest logit.
+    """
+    samples: list[dict[str, Any]] = []
+    folder.mkdir()
+    for i in range(min(GOLDEN_SAMPLES, len(examples))):
+        inputs = predictor.encode(examples.rows([i]))
+        inputs = {name: inputs[name] for name in predictor.input_types}
+        logits = predictor.run(inputs)
+        atol = tolerance * float(np.abs(logits).max())
+        samples.append(
+            {
+                "inputs": {name: _raw(folder, f"{i}.{name}.bin", array) for name, array in inputs.items()},
+                "outputs": {"logits": _raw(folder, f"{i}.logits.bin", logits) | {"atol": atol}},
+            }
+        )
+    write_json(folder / "golden.json", {"format": "potstill-golden/1", "byte_order": "little", "samples": samples})
+
+
+def _raw(folder: Path, name: str, array: NDArray[Any]) -> dict[str, Any]:
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    (folder / name).write_bytes(little.tobytes())
+    return {"file": name, "dtype": array.dtype.name, "shape": list(array.shape)}
+
+
+def _manifest(package: Package, target: Target, order: Order, folder: Path, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Everything a reader must know, with the hash of every other file of the package."""
+    return {
+        "format": "potstill-package/1",
+        "key": order.key,
+        "target": target.model_dump(mode="json"),
+        "labels": list(labels),
+        "quantization": _plain(package.quantized),
+        "parity": _plain(order.parity),
+        "opset": order.opset,
+        "checked": package.checked,
+        "scorecard": package.scorecard.to_json(),
+        "verdict": _plain(package.verdict) if package.verdict else None,
+        "model_bytes": package.model_bytes,
+        "seconds": package.seconds,
+        "lineage": order.lineage,
+        "files": {
+            path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
+    }
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    plain: dict[str, Any] = TypeAdapter(type(value)).dump_python(value, mode="json")
+    return plain
+
+
+def write_reference(folder: Path, model: Model, examples: Examples, opset: int) -> None:
+    """A float32 graph with golden samples and the least of a manifest: something to time packages against.
+
+    Raises:
+        InputError, PotstillError: as `export_graph`.
+    """
+    folder.mkdir(parents=True)
+    export_graph(model, examples, folder / MODEL, opset)
+    predictor = OnnxPredictor(folder / MODEL, model.encode, "the teacher's graph")
+    write_golden(folder / GOLDEN, predictor, examples, GOLDEN_TOLERANCE["float32"])
+    write_json(folder / MANIFEST, {"format": "potstill-package/1", "target": REFERENCE.model_dump(mode="json")})
+
+
+_FLOAT32 = Scheme(method="float32", why="the reference is not quantised")
+REFERENCE = Target(
+    id="teacher",
+    title="the teacher's float32 graph on a CPU",
+    hardware=Hardware(kind="laptop", arch="x86_64", accelerator="cpu"),
+    runtime=Runtime(name="onnxruntime", providers=["CPUExecutionProvider"]),
+    model=ModelForm(shapes="dynamic"),
+    quantize=Quantize(convolution=_FLOAT32, matmul=_FLOAT32),
+)

@@ -1,0 +1,1 @@
+"""One recipe from start to end: the command line, the stages in order, the ledger, the report."""

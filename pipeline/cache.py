@@ -1,0 +1,68 @@
+"""Work that is done is not done again: each step's folder is named by a hash of all that it depends on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from potstill.pipeline.lineage import versions
+from potstill.validate.errors import InputError
+from potstill.validate.files import read_json, sha256_json, whole_folder, write_json
+
+MARKER = "potstill-run.json"
+
+
+@contextmanager
+def run_folder(out: Path) -> Iterator[Path]:
+    """The folder of a run, made where it is not there, and held by this process alone.
+
+    Raises:
+        InputError: it holds something else, it is a file, or another run works in it.
+    """
+    if out.is_file():
+        raise InputError(f"{out} is a file; give a folder for --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise InputError(
+            f"{out} holds something else; give a new or an empty folder, or one that a run of potstill made"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / MARKER, {"format": "potstill-run/1", "potstill": versions()["potstill"]})
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield out
+    except Timeout as error:
+        raise InputError(f"another run of potstill works in {out}; wait for it, or give another --out") from error
+
+
+class Cache:
+    """The steps of a run under one folder.
+
+    A step's folder appears under its name only when it is whole, so that being there means being done.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._versions = versions()
+
+    def key(self, name: str, **depends: Any) -> str:
+        """A hash of a step's settings and inputs, and of the versions that matter."""
+        return sha256_json({"step": name, "versions": self._versions, **depends})
+
+    def place(self, name: str, key: str) -> Path:
+        """Where a step's results are, or will be."""
+        return self.folder / f"{name}-{key[:10]}"
+
+    def done(self, name: str, key: str) -> bool:
+        """Whether a step's whole folder is there."""
+        record = self.place(name, key) / "record.json"
+        return record.is_file() and read_json(record).get("key") == key
+
+    @contextmanager
+    def making(self, name: str, key: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """A folder to fill and a record to complete; both take their place when the block ends without an error."""
+        record: dict[str, Any] = {"key": key}
+        with whole_folder(self.place(name, key)) as aside:
+            yield aside, record
+            write_json(aside / "record.json", record)

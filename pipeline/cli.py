@@ -1,0 +1,336 @@
+"""The command line: verbs that build a recipe and walk it, and a few that only tell.
+
+Heavy packages are imported inside the verbs, so that `--help` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from potstill.validate.errors import InputError, PotstillError
+
+if TYPE_CHECKING:
+    from potstill.pipeline.recipe import Recipe
+
+app = typer.Typer(
+    name="potstill",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Distil a model that is too big into one that runs on a phone or a laptop, with proof after every step.",
+    epilog="Exit codes: 0 done, 2 wrong use or input, 3 a gate failed, 4 a device or service could not be reached, "
+    "1 a fault of ours.",
+)
+
+TaskOption = Annotated[str, typer.Option("--task", help="text-classification, image-classification or module.")]
+WeightsOption = Annotated[Path | None, typer.Option("--weights", help="Weights file, for package.module:factory.")]
+EvalOption = Annotated[
+    str,
+    typer.Option(
+        "--eval",
+        help="Examples that judge: CSV, TSV, JSON lines, Parquet, .npz[:key], "
+        "a folder of class folders, or a hub dataset.",
+    ),
+]
+ColumnsOption = Annotated[
+    str | None, typer.Option("--columns", help="Which columns hold what: text=sentence,label=label.")
+]
+LengthOption = Annotated[int | None, typer.Option("--max-length", help="Text only: tokens kept of an example.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command goes on where it was.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    _state["debug"] = debug
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(installed("potstill"))
+        raise typer.Exit
+
+
+_state = {"debug": False}
+
+
+@app.command()
+def compress(
+    teacher: Annotated[str, typer.Argument(help="Folder, hub name, or package.module:factory with --weights.")],
+    task: TaskOption,
+    train: Annotated[str, typer.Option("--train", help="Examples to learn from.")],
+    eval_: EvalOption,
+    out: OutOption,
+    weights: WeightsOption = None,
+    columns: ColumnsOption = None,
+    student: Annotated[str | None, typer.Option("--student", help="layers=3,hidden=192, or a checkpoint.")] = None,
+    student_weights: Annotated[
+        Path | None, typer.Option("--student-weights", help="Weights file, for a factory.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the training examples.")] = None,
+    max_drop: Annotated[str | None, typer.Option("--max-drop", help="Most that may be lost: 2pp or 1%.")] = None,
+    max_length: LengthOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Distil a teacher into a small student, judged against the teacher."""
+    mapping = _mapping(task, teacher, weights, eval_, columns, max_length, max_drop, seed)
+    mapping["data"]["train"] = train
+    mapping["stages"] = [{"distill": {} if epochs is None else {"epochs": epochs}}]
+    if student:
+        mapping["student"] = _student(student, student_weights)
+    _walk(_build(mapping, {"stages.0.distill.epochs": "--epochs"}), out, as_json)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Folder, hub name, or package.module:factory with --weights.")],
+    target: Annotated[list[str], typer.Option("--target", help="Name of a target; give it once for each.")],
+    calibrate: Annotated[str, typer.Option("--calibrate", help="Examples for activation ranges; not those of --eval.")],
+    eval_: EvalOption,
+    out: OutOption,
+    task: Annotated[str | None, typer.Option("--task", help="Default: read from the checkpoint.")] = None,
+    weights: WeightsOption = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="Whom to judge against; default: the checkpoint.")
+    ] = None,
+    teacher_weights: Annotated[
+        Path | None, typer.Option("--teacher-weights", help="Weights file, for a factory.")
+    ] = None,
+    columns: ColumnsOption = None,
+    max_drop: Annotated[str | None, typer.Option("--max-drop", help="Most that may be lost: 1pp or 1%.")] = None,
+    max_length: LengthOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a checkpoint into one ONNX package for each target, judged as ONNX Runtime runs it."""
+    from potstill.pipeline.starter import task_of
+    from potstill.validate.checkpoint import Checkpoint
+
+    judge = (teacher, teacher_weights) if teacher else (checkpoint, weights)
+    mapping = _mapping(
+        task or task_of(Checkpoint(checkpoint, weights)), judge[0], judge[1], eval_, columns, max_length, max_drop, seed
+    )
+    mapping["data"]["calibrate"] = calibrate
+    mapping["targets"] = target
+    if teacher:
+        mapping["student"] = _student(checkpoint, weights)
+    _walk(_build(mapping, {}), out, as_json)
+
+
+@app.command()
+def profile(
+    package: Annotated[Path, typer.Argument(help="Folder of a package.")],
+    runs: Annotated[int | None, typer.Option("--runs", help="Timed runs; default: as many as fill 3 seconds.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="Threads; default: the target's, else 1.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a package on this machine and say what it costs."""
+    from potstill.pipeline.tell import print_measurement
+    from potstill.targets.local import profile as measure
+
+    measurement = measure(package, runs=runs, threads=threads)
+    _print_json(measurement.to_json()) if as_json else print_measurement(measurement)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML; `potstill init` writes one.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default: runs/<recipe's name>.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value: distill.epochs=5.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with its cost, and do nothing.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress, export and profile by one recipe."""
+    from potstill.pipeline.recipe import load_recipe
+    from potstill.pipeline.stages import STAGES
+
+    loaded = load_recipe(recipe, stage_types=STAGES, target_names=_target_names(), overrides=set_ or [])
+    _walk(loaded, out or Path("runs") / recipe.stem, as_json, dry_run=dry_run)
+
+
+@app.command()
+def targets(
+    name: Annotated[str | None, typer.Argument(help="A target, to show whole.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the targets; show one, each value with its source."""
+    from potstill.pipeline.tell import print_target, print_targets
+    from potstill.targets.target import load_target, target_names
+
+    if name is None:
+        known = [load_target(one) for one in target_names()]
+        _print_json({t.id: t.title for t in known}) if as_json else print_targets(known)
+    else:
+        target = load_target(name)
+        _print_json(target.model_dump(mode="json")) if as_json else print_target(target)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """What works on this machine, what is missing, and how to get it."""
+    from potstill.pipeline.doctor import examine
+    from potstill.pipeline.tell import print_findings
+
+    findings = examine()
+    _print_json([vars(finding) for finding in findings]) if as_json else print_findings(findings)
+
+
+@app.command()
+def demo(out: OutOption = Path("runs/demo"), as_json: JsonOption = False) -> None:
+    """The whole way on handwritten digits, offline, in under three minutes."""
+    from potstill.pipeline.demo import prepare
+
+    _walk(_build(prepare(out), {}), out, as_json)
+
+
+@app.command()
+def init(
+    teacher: Annotated[str, typer.Argument(help="Folder, hub name, or package.module:factory with --weights.")],
+    train: Annotated[str, typer.Option("--train", help="Examples to learn from.")],
+    eval_: EvalOption,
+    task: Annotated[str | None, typer.Option("--task", help="Default: read from the checkpoint.")] = None,
+    weights: WeightsOption = None,
+    student: Annotated[str | None, typer.Option("--student", help="Default: half of the teacher's layers.")] = None,
+    columns: ColumnsOption = None,
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("recipe.yaml"),
+) -> None:
+    """Write a commented recipe that runs."""
+    from potstill.pipeline.starter import write_recipe
+
+    write_recipe(
+        out, teacher=teacher, weights=weights, task=task, train=train, eval_=eval_, student=student, columns=columns
+    )
+    typer.echo(f"wrote {out}; look at its plan with: potstill run {out} --dry-run")
+
+
+def _mapping(
+    task: str,
+    teacher: str,
+    weights: Path | None,
+    eval_: str,
+    columns: str | None,
+    max_length: int | None,
+    max_drop: str | None,
+    seed: int,
+) -> dict[str, Any]:
+    """The part of a recipe that every verb has."""
+    from potstill.pipeline.recipe import parse_pairs
+
+    data: dict[str, Any] = {"eval": eval_}
+    if columns:
+        data["columns"] = parse_pairs(columns, as_text=True)
+    if max_length is not None:
+        data["max_length"] = max_length
+    teacher_spec = {"checkpoint": teacher} | ({"weights": str(weights)} if weights else {})
+    mapping: dict[str, Any] = {"task": task, "teacher": teacher_spec, "data": data, "seed": seed}
+    return mapping | ({"gate": {"max_drop": max_drop}} if max_drop is not None else {})
+
+
+def _student(text: str, weights: Path | None) -> dict[str, Any]:
+    """`layers=3,hidden=192` or a checkpoint."""
+    from potstill.pipeline.recipe import parse_pairs
+
+    if "=" in text:
+        return parse_pairs(text)
+    return {"checkpoint": text} | ({"weights": str(weights)} if weights else {})
+
+
+OPTIONS = {
+    "task": "--task",
+    "teacher": "TEACHER",
+    "teacher.weights": "--weights",
+    "data.train": "--train",
+    "data.eval": "--eval",
+    "data.calibrate": "--calibrate",
+    "data.columns": "--columns",
+    "data.max_length": "--max-length",
+    "gate.max_drop": "--max-drop",
+    "student": "--student",
+    "targets": "--target",
+    "seed": "--seed",
+}
+
+
+def _build(mapping: dict[str, Any], options: dict[str, str]) -> "Recipe":
+    from potstill.pipeline.recipe import build_recipe
+    from potstill.pipeline.stages import STAGES
+
+    return build_recipe(
+        mapping, stage_types=STAGES, target_names=_target_names(), base=Path.cwd(), option_names=OPTIONS | options
+    )
+
+
+def _target_names() -> list[str]:
+    from potstill.targets.target import target_names
+
+    return target_names()
+
+
+def _walk(recipe: "Recipe", out: Path, as_json: bool, dry_run: bool = False) -> None:
+    """Walk a recipe, or print its plan; the ledger and the report are written whatever the gates say."""
+    from potstill.pipeline.walk import plan, walk
+
+    result = plan(recipe, out, quiet=as_json) if dry_run else walk(recipe, out, quiet=as_json)
+    if as_json:
+        _print_json(result.to_json())
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def main() -> NoReturn:
+    """Run the command line; errors become one sentence and an exit code."""
+    sys.exit(_guarded(app))
+
+
+def _guarded(command: Callable[..., Any]) -> int:
+    try:
+        code = command(standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except PotstillError as error:
+        return _say(error, error.exit_code)
+    except KeyboardInterrupt as error:
+        return _say(error, 130, "stopped; nothing is lost: the same command goes on where it was")
+    except OSError as error:
+        if error.errno == 28:  # ENOSPC
+            return _say(
+                error,
+                InputError.exit_code,
+                f"the disk is full ({error.filename or 'while writing'}); what was whole "
+                "before is kept: free some space, and the same command goes on where it was",
+            )
+        return _say(error, 1, f"{error}; this is a fault of ours, --debug shows where")
+    except Exception as error:
+        shown = getattr(error, "format_message", None)  # typer's own errors of use
+        if shown:
+            return _say(error, InputError.exit_code, shown())
+        if "No space left" in str(error):
+            return _say(
+                error,
+                InputError.exit_code,
+                "the disk is full; what was whole before is kept: free some space, and the "
+                "same command goes on where it was",
+            )
+        return _say(error, 1, f"{type(error).__name__}: {error}; this is a fault of ours, --debug shows where")
+
+
+def _say(error: BaseException, code: int, text: str | None = None) -> int:
+    """One sentence on standard error, or the traceback with --debug; the exit code."""
+    if _state["debug"]:
+        raise error
+    typer.secho(f"potstill: {text or error}", fg=typer.colors.RED, err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What works on this machine: versions, devices, emulators; what is missing and how to get it."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+
+import psutil
+from packaging.requirements import Requirement
+
+from potstill.targets.host import here, runs_here
+from potstill.targets.target import load_target, target_names
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: its name.
+        ok: whether it is there and usable.
+        optional: whether the main road goes without it.
+        found: what was seen.
+        how: how to get it.
+    """
+
+    what: str
+    ok: bool
+    optional: bool
+    found: str
+    how: str = ""
+
+
+PROGRAMS = (
+    ("qemu-x86_64", "x86 without VNNI, emulated", "apt-get install qemu-user"),
+    ("qemu-aarch64", "ARM64, emulated", "apt-get install qemu-user"),
+    ("adb", "Android phones", "apt-get install adb, or Android's platform-tools"),
+    ("ssh", "other machines", "apt-get install openssh-client"),
+    ("chromium", "browsers", "apt-get install chromium"),
+)
+
+
+def examine() -> list[Finding]:
+    """Look at everything once; nothing is installed or changed."""
+    return [_python(), *_packages(), _accelerator(), _runtime(), _memory(), _targets(), *map(_program, PROGRAMS)]
+
+
+def _python() -> Finding:
+    ok = sys.version_info >= (3, 11)
+    return Finding("python", ok, False, sys.version.split()[0], "Python 3.11 or newer")
+
+
+def _packages() -> list[Finding]:
+    findings = []
+    for text in requires("potstill") or []:
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(requirement.name)
+            ok = requirement.specifier.contains(found.partition("+")[0], prereleases=True)
+        except PackageNotFoundError:
+            found, ok = "not installed", False
+        findings.append(Finding(requirement.name, ok, False, found, f'pip install "{text}"'))
+    return findings
+
+
+def _accelerator() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding(
+            "CUDA",
+            False,
+            True,
+            f"none seen by torch {torch.__version__}; training runs on the CPU",
+            "a CUDA device and a torch built for it",
+        )
+    kind = "bf16" if torch.cuda.is_bf16_supported() else "float32"
+    return Finding("CUDA", True, True, f"{torch.cuda.get_device_name()}, training in {kind}")
+
+
+def _runtime() -> Finding:
+    import onnxruntime
+
+    return Finding("ONNX Runtime providers", True, False, ", ".join(onnxruntime.get_available_providers()))
+
+
+def _memory() -> Finding:
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(".")
+    found = f"{memory.available / 1e9:.1f} GB of memory and {disk.free / 1e9:.1f} GB of disk free"
+    return Finding("room", memory.available > 2e9 and disk.free > 2e9, False, found, "2 GB of each for small models")
+
+
+def _targets() -> Finding:
+    host = here()
+    alike = [name for name in target_names() if runs_here(load_target(name))[0]]
+    found = f"{host.cpu}, {host.cores} cores; computes as {', '.join(alike) or 'none of the targets'}"
+    return Finding("this machine", bool(alike), True, found, "packages are judged here by another CPU's arithmetic")
+
+
+def _program(program: Sequence[str]) -> Finding:
+    name, use, how = program
+    path = shutil.which(name)
+    if path is None:
+        return Finding(name, False, True, f"not found; it reaches {use}", how)
+    try:
+        reply = subprocess.run(
+            [path, "-V" if name == "ssh" else "--version"], capture_output=True, text=True, timeout=10, check=False
+        )
+        lines = (reply.stdout or reply.stderr).strip().splitlines()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding(name, False, True, f"does not start: {error}", how)
+    return Finding(name, True, True, lines[0] if lines else path)

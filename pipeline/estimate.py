@@ -1,0 +1,250 @@
+"""What a run will cost before it starts: time, memory and disk, from a few timed batches. Estimated, not measured."""
+
+import copy
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from potstill.compress.distill import Collator, Distill, Lesson
+from potstill.compress.losses import hard_loss, soft_loss
+from potstill.compress.teacher import Teacher
+from potstill.pipeline.run import Run
+from potstill.pipeline.stages import STAGES
+from potstill.validate.errors import InputError
+from potstill.validate.predictor import TorchPredictor, best_device
+from potstill.validate.task import Model
+
+BATCHES = 2  # timed, after one to warm up
+EXPORT_SECONDS = 8.0  # torch to ONNX, or quantising and profiling, of a small model; grows with the model
+EXPORT_SECONDS_PER_MB = 0.1
+ADAM_COPIES = 3  # a training checkpoint holds the weights and Adam's two moments
+CHECKPOINTS_KEPT = 3  # best, last, and the one being written
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a plan; `seconds` is what is left of it, 0 when it is done."""
+
+    name: str
+    what: str
+    done: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The steps of a run and what they need, estimated.
+
+    Attributes:
+        steps: in order.
+        memory_bytes: peak of this process, or of the accelerator when there is one.
+        memory_free_bytes: what the machine has for it.
+        disk_bytes: that the run will write.
+        disk_free_bytes: on the disk of its folder.
+        device: where it trains.
+    """
+
+    steps: list[Step]
+    memory_bytes: int
+    memory_free_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+    device: str
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps that are left."""
+        return sum(step.seconds for step in self.steps)
+
+    def check(self) -> None:
+        """Refuse a run that will not fit.
+
+        Raises:
+            InputError: the estimate of memory or disk is above what is free.
+        """
+        for what, need, free, hint in (
+            ("memory", self.memory_bytes, self.memory_free_bytes, "a smaller batch_size or student"),
+            ("disk", self.disk_bytes, self.disk_free_bytes, "another --out, or freeing space"),
+        ):
+            if need > free:
+                raise InputError(
+                    f"the run will not fit: about {need / 1e9:.1f} GB of {what} are needed and "
+                    f"{free / 1e9:.1f} GB are free; try {hint}"
+                )
+
+    def in_words(self) -> str:
+        """One line."""
+        return (
+            f"estimated: about {duration(self.seconds)} on {self.device}, {self.memory_bytes / 1e9:.1f} GB of memory, "
+            f"{self.disk_bytes / 1e9:.2f} GB of disk"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"kind": "estimated", "seconds": self.seconds} | asdict(self)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def estimate(run: Run) -> Plan:
+    """Load what the recipe names, time a few batches of each kind that is left to do, and multiply.
+
+    Raises:
+        InputError: whatever the run itself would refuse: data, labels, checkpoints.
+    """
+    material, device = run.material, best_device()
+    planned = run.plan()
+    left = not all(step.done for step in planned)
+    fresh = bool(run.recipe.student or run.recipe.stages)
+    student = material.new_student() if fresh and left else material.teacher
+    steps = [Step(step.step, _what(run, step.step), step.done, 0.0) for step in planned]
+    if left:
+        costs = _costs(run, student, device)
+        steps = [replace(step, seconds=0.0 if step.done else costs(step.name)) for step in steps]
+    return Plan(
+        steps=steps,
+        memory_bytes=_memory_used(device),
+        memory_free_bytes=_memory_free(device),
+        disk_bytes=_disk(run, student) if left else 0,
+        disk_free_bytes=shutil.disk_usage(_existing(run.out)).free,
+        device=str(device),
+    )
+
+
+def _what(run: Run, step: str) -> str:
+    """A few words on a step."""
+    number, _, name = step.partition("-")
+    if name in STAGES and number.isdigit():
+        stage = run.recipe.build_stages(STAGES)[int(number) - 2]
+        return f"{stage.steps(len(run.material.lesson_examples[0])):,} steps of {stage.batch_size} examples"
+    return {
+        "0-teacher": "predict the evaluation set",
+        "1-student": "make and judge the student",
+        "graph": "torch to ONNX, compared with torch",
+        "reference": "the teacher's own ONNX; time all in turn",
+    }.get(step, "quantise, judge in ONNX Runtime, profile")
+
+
+def _costs(run: Run, student: Model, device: torch.device) -> Callable[[str], float]:
+    """Seconds of each step, from timed batches."""
+    material = run.material
+    examples = len(material.eval)
+    teacher_seconds = _predicting(run, material.teacher, device) * examples
+    student_seconds = _predicting(run, student, device) * examples
+    exporting = EXPORT_SECONDS + EXPORT_SECONDS_PER_MB * student.parameters * 4 / 1e6
+    seconds = {"0-teacher": teacher_seconds, "1-student": student_seconds, "graph": exporting, "reference": exporting}
+    for index, (spec, stage) in enumerate(zip(run.recipe.stages, run.recipe.build_stages(STAGES), strict=True)):
+        seconds[f"{index + 2}-{spec.name}"] = _training(run, stage, student, device) + student_seconds
+    one_by_one = _predicting(run, student, torch.device("cpu"), batch=1) * examples if run.recipe.targets else 0.0
+    return lambda step: seconds.get(step, one_by_one + exporting)
+
+
+def _timed(work: Callable[[], object], times: int = BATCHES) -> float:
+    """Seconds of one call, after one to warm up."""
+    work()
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / times
+
+
+def _predicting(run: Run, model: Model, device: torch.device, batch: int | None = None) -> float:
+    """Seconds to predict one example."""
+    predictor = TorchPredictor(model, "timing", device)
+    before = model.encode.truncated
+    size = min(batch or predictor.batch_size, len(run.material.eval))
+    middle = (len(run.material.eval) - size) // 2
+    rows = run.material.eval.rows(list(range(middle, middle + size)))
+    seconds = _timed(lambda: predictor(rows)) / size
+    model.encode.truncated = before
+    return seconds
+
+
+def _training(run: Run, stage: Distill, student: Model, device: torch.device) -> float:
+    """Seconds of all steps of a training stage, from real steps on a copy of the student."""
+    train, held_out = run.material.lesson_examples
+    module = copy.deepcopy(student.module).to(device).train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)
+    with tempfile.TemporaryDirectory() as work:
+        collate = Collator(
+            Lesson(run.material.task, run.material.teacher, train, held_out, run.recipe.seed, Path(work)), student
+        )
+    teacher = Teacher(run.material.teacher, device)
+
+    def step() -> None:
+        batch = collate([("train", i) for i in range(min(stage.batch_size, len(train)))])
+        logits = module(*[tensor.to(device) for tensor in batch["student"]])
+        theirs = teacher([tensor.to(device) for tensor in batch["teacher"]])
+        (soft_loss(logits, theirs, stage.temperature) + hard_loss(logits, batch["labels"].to(device))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return _timed(step) * stage.steps(len(train))
+
+
+def _memory_used(device: torch.device) -> int:
+    """Peak so far: the timed batches have been as large as any will be."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _memory_free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info()[0]) + int(torch.cuda.memory_reserved())
+    return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
+
+
+def _disk(run: Run, student: Model) -> int:
+    """Bytes that are written: checkpoints while training, the stages' own, graphs and packages."""
+    weights = student.parameters * 4
+    training = weights * ADAM_COPIES * CHECKPOINTS_KEPT if run.recipe.stages else 0
+    kept = weights * (len(run.recipe.stages) + 2 + len(run.recipe.targets) + (1 if run.recipe.targets else 0))
+    reference = run.material.teacher.parameters * 4 if run.recipe.targets else 0
+    return training + kept + reference
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder that is there."""
+    path = path.resolve()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """A plan as a table."""
+    table = Table(
+        title="Plan",
+        title_justify="left",
+        caption_justify="left",
+        caption="estimated from a few timed batches; what is done already is not done again",
+    )
+    for heading in ("step", "what", "left"):
+        table.add_column(heading)
+    for step in plan.steps:
+        table.add_row(step.name, step.what, "done" if step.done else f"about {duration(step.seconds)}")
+    console.print(table)
+    console.print(
+        f"[bold]in all[/] {plan.in_words()}; free: {plan.memory_free_bytes / 1e9:.1f} GB of memory, "
+        f"{plan.disk_free_bytes / 1e9:.1f} GB of disk",
+        highlight=False,
+    )

@@ -1,0 +1,147 @@
+"""The ledger: the scorecards of a run in order, with size, cost and time, so that one reads which step lost what."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as checked_dataclass
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from potstill.targets.measurement import Comparison, Measurement
+from potstill.validate.files import read_json, write_json
+from potstill.validate.gate import Verdict
+from potstill.validate.scorecard import Scorecard
+
+OUTCOME_STYLE = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
+
+
+@checked_dataclass(frozen=True)
+class Entry:
+    """One step of a run.
+
+    Attributes:
+        name: the stage's word, or the target's name.
+        kind: `teacher`; `start`, the student before any training, which no gate judges; `stage`; `package`.
+        what: a few words on what it is, e.g. `3 of 6 layers` or the number formats.
+        scorecard: on the evaluation set, against the teacher.
+        verdict: the gate's; None where nothing is judged.
+        parameters: number of weights.
+        size_bytes: of the weights file, or of the package's model file.
+        seconds: that the step took when it was made.
+        folder: where it is, relative to the run's folder.
+        log: the training log of a stage: dicts with `step` and `loss`, `soft`, `hard` or `eval_loss`.
+        measurement: of a package on this machine.
+        note: for a package, whether the scorecard was made by the arithmetic of the target.
+        as_target: the same as yes or no; None where it is not known or the entry is no package.
+    """
+
+    name: str
+    kind: Literal["teacher", "start", "stage", "package"]
+    what: str
+    scorecard: Scorecard
+    verdict: Verdict | None
+    parameters: int
+    size_bytes: int
+    seconds: float
+    folder: str
+    log: list[dict[str, float]] | None = None
+    measurement: Measurement | None = None
+    note: str | None = None
+    as_target: bool | None = None
+
+
+@dataclass
+class Ledger:
+    """All entries of a run, and what they were made with.
+
+    Attributes:
+        recipe: as plain data.
+        entries: in order.
+        machine: processor, cores and accelerator.
+        versions: of the packages that matter.
+        comparison: the teacher's own float32 ONNX (named `teacher`, first) and the packages (named by target), timed in
+            turn on this machine; None where nothing was profiled.
+    """
+
+    recipe: dict[str, Any]
+    entries: list[Entry]
+    machine: dict[str, str]
+    versions: dict[str, str]
+    comparison: Comparison | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The ledger as plain data, for `ledger.json` and `--json`."""
+        plain: dict[str, Any] = TypeAdapter(Ledger).dump_python(self, mode="json")
+        return {"format": "potstill-ledger/1"} | plain
+
+    def write(self, path: Path) -> None:
+        """Write `ledger.json`."""
+        write_json(path, self.to_json())
+
+    def latency_ms(self, name: str) -> float | None:
+        """Median latency of `teacher` or of a target's package, from the comparison."""
+        timings = self.comparison.packages if self.comparison else []
+        return next((timing.median_ms for timing in timings if timing.package == name), None)
+
+    @property
+    def failed(self) -> list[Entry]:
+        """Entries whose gate did not let them pass."""
+        return [entry for entry in self.entries if entry.verdict and not entry.verdict.passed]
+
+
+def read_ledger(path: Path) -> Ledger:
+    """The ledger that `write` wrote."""
+    plain = read_json(path)
+    plain.pop("format")
+    return TypeAdapter(Ledger).validate_python(plain)
+
+
+def print_ledger(ledger: Ledger, console: Console) -> None:
+    """The ledger as a table of two lines a step; agreement and flips where the terminal is wide enough."""
+    first = ledger.entries[0].scorecard
+    caption = f"{first.metric} on {first.examples} examples of {first.data}; [ ]: 95 % intervals; pp: points"
+    if ledger.comparison:
+        caption += f"; latency: median on {ledger.comparison.where.cpu}, all timed in turn"
+    table = Table(title="Ledger", caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    headings = ["step", f"{first.metric} %", "to teacher, pp", "size\nlatency", "gate", "agree\nflips −/+"]
+    shown = len(headings) if console.width >= 100 else len(headings) - 1
+    for heading in headings[:shown]:
+        table.add_column(heading, justify="left" if heading in ("step", "gate") else "right", no_wrap=heading != "step")
+    for entry in ledger.entries:
+        table.add_row(*_row(entry, ledger)[:shown])
+    console.print(table)
+
+
+def _row(entry: Entry, ledger: Ledger) -> list[str]:
+    card, verdict, latency = entry.scorecard, entry.verdict, ledger.latency_ms(entry.name)
+    apart, judged = card.difference_interval, entry.kind != "teacher"
+    return [
+        f"{entry.name}\n[dim]{entry.what}[/]",
+        f"{card.value * 100:.1f}\n[dim]\\[{card.interval.low * 100:.1f}, {card.interval.high * 100:.1f}][/]",
+        f"{card.difference * 100:+.1f}\n[dim]\\[{apart.low * 100:+.1f}, {apart.high * 100:+.1f}][/]" if judged else "",
+        size_in_words(entry.size_bytes) + (f"\n[dim]{latency:.3g} ms[/]" if latency else ""),
+        f"[{OUTCOME_STYLE[verdict.outcome]}]{gate_in_words(verdict).replace(' (', chr(10) + '(')}[/]"
+        if verdict
+        else "",
+        f"{card.agreement:.1%}\n[dim]{card.lost}/{card.gained}[/]" if judged else "",
+    ]
+
+
+def _gate_cell(verdict: Verdict) -> str:
+    words = gate_in_words(verdict).replace(" (", "\n(")
+    return f"[{OUTCOME_STYLE[verdict.outcome]}]{words}[/]"
+
+
+def gate_in_words(verdict: Verdict) -> str:
+    """`pass`, `fail`, or `undecided (pass)` when the estimate decided."""
+    if verdict.outcome == "undecided":
+        return f"undecided ({'pass' if verdict.passed else 'fail'})"
+    return verdict.outcome
+
+
+def size_in_words(size: int) -> str:
+    """Bytes in the unit that reads best: kB or MB, powers of ten."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

@@ -1,0 +1,118 @@
+"""What a recipe names, loaded when first needed and checked against each other: teacher, data, student."""
+
+import copy
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from potstill.compress.student import Student
+from potstill.pipeline.recipe import Recipe
+from potstill.validate.checkpoint import WEIGHTS, Checkpoint
+from potstill.validate.data import Examples, check_evaluation_set, load_examples
+from potstill.validate.errors import InputError
+from potstill.validate.task import TASKS, Model
+
+HELD_OUT = (0.05, 50, 2000)  # share of the training examples, at least, at most
+
+
+class Material:
+    """The models and examples of one recipe."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.task = recipe, TASKS[recipe.task]
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The task's own options for loading a model."""
+        if self.recipe.task == "module":
+            return {"example": self.raw_eval.rows([0])}
+        return {"max_length": self.recipe.data.max_length} if self.recipe.data.max_length else {}
+
+    @cached_property
+    def raw_eval(self) -> Examples:
+        """The evaluation set before its labels are checked against the teacher's classes."""
+        return self._examples(self.recipe.data.eval)
+
+    @cached_property
+    def teacher(self) -> Model:
+        """The teacher."""
+        spec = self.recipe.teacher
+        return self.task.load(Checkpoint(spec.checkpoint, spec.weights), **self.options)
+
+    @cached_property
+    def eval(self) -> Examples:
+        """The evaluation set."""
+        examples = self.raw_eval
+        if len(examples):
+            examples = examples.with_labels(self.teacher.labels)
+        check_evaluation_set(examples)
+        return examples
+
+    @cached_property
+    def train(self) -> Examples | None:
+        """The training examples."""
+        return self._other("train")
+
+    @cached_property
+    def calibrate(self) -> Examples | None:
+        """The examples for activation ranges: `data.calibrate`, else the training examples."""
+        return self._other("calibrate") or self.train
+
+    @property
+    def samples(self) -> Examples:
+        """Real examples to trace and try a graph with: those that calibrate, else those that judge."""
+        return self.calibrate or self.eval
+
+    def _examples(self, source: str) -> Examples:
+        return load_examples(source, self.task.features, self.recipe.data.columns)
+
+    def _other(self, key: str) -> Examples | None:
+        """Examples that must not be the evaluation set."""
+        source = getattr(self.recipe.data, key)
+        if source is None:
+            return None
+        examples = self._examples(source).with_labels(self.teacher.labels)
+        if examples.digest == self.eval.digest:
+            raise InputError(
+                f"data.{key} and data.eval are the same examples ({examples.name}); a model is judged on "
+                "examples that neither trained nor calibrated it"
+            )
+        if len(examples) < 2:
+            raise InputError(f"data.{key} ({examples.name}) holds {len(examples)} examples; at least 2 are needed")
+        return examples
+
+    def new_student(self) -> Model:
+        """The student before any training: a cut, a checkpoint, or a copy of the teacher."""
+        spec = self.recipe.student
+        if spec is None:
+            return copy.deepcopy(self.teacher)
+        return Student(**spec.model_dump())(self.teacher, self.task, self.options, self.recipe.seed)
+
+    def load(self, folder: Path, source: str) -> Model:
+        """A checkpoint that a run made; its encoder is the teacher's own where both encode alike, to encode once."""
+        checkpoint = Checkpoint(source, folder / WEIGHTS) if self.recipe.task == "module" else Checkpoint(str(folder))
+        model = self.task.load(checkpoint, self.teacher.labels, **self.options)
+        if model.encode.same_as(self.teacher.encode):
+            model.encode = self.teacher.encode
+        return model
+
+    @cached_property
+    def lesson_examples(self) -> tuple[Examples, Examples]:
+        """Training examples, and those held out of them (5 %, 50 to 2,000) to choose the best checkpoint.
+
+        Raises:
+            InputError: there are no training examples.
+        """
+        if self.train is None:
+            raise InputError("the stages need training examples: data.train")
+        return split(self.train, self.recipe.seed)
+
+
+def split(train: Examples, seed: int) -> tuple[Examples, Examples]:
+    """Training examples, and those held out of them to choose the best checkpoint (5 %, 50 to 2,000)."""
+    share, least, most = HELD_OUT
+    count = min(most, max(least, round(len(train) * share)), max(1, len(train) // 5))
+    order = np.random.default_rng(seed).permutation(len(train))
+    return train.take(np.sort(order[count:]).tolist(), "train"), train.take(np.sort(order[:count]).tolist(), "held out")

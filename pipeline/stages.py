@@ -1,0 +1,8 @@
+"""The stages by their word in a recipe. A new stage is one class and one line here."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from potstill.compress.distill import Distill
+
+STAGES: Mapping[str, type[Any]] = {"distill": Distill}

@@ -1,0 +1,122 @@
+"""`potstill init`: a commented recipe that runs."""
+
+import json
+from pathlib import Path
+from string import Template
+
+from potstill.compress.student import layers_of
+from potstill.pipeline.recipe import load_recipe, parse_pairs
+from potstill.pipeline.stages import STAGES
+from potstill.targets.host import runs_here
+from potstill.targets.target import load_target, target_names
+from potstill.validate.checkpoint import Checkpoint, open_folder
+from potstill.validate.errors import InputError
+from potstill.validate.files import write_text
+
+RECIPE = Template("""\
+# potstill run $file --dry-run    shows the plan and what it costs
+# potstill run $file              does it; stopped, the same command goes on where it was
+
+task: $task                      # text-classification, image-classification or module
+
+teacher:
+  checkpoint: $teacher           # a folder that transformers opens, a hub name, or package.module:factory
+$weights
+data:
+  train: $train                  # CSV, TSV, JSON lines, Parquet, .npz[:key], a folder of class folders, a hub dataset
+  eval: $eval                    # judges every step; never trained or calibrated on
+# calibrate: $train              # examples for activation ranges; default: the training examples
+$columns
+$student
+stages:
+  - distill:
+      epochs: $epochs
+      temperature: 2.0           # softens the teacher's distribution
+      soft_weight: 0.9           # 1: the teacher's word alone; 0: the labels alone
+
+gate:
+  max_drop: 2pp                  # points of the metric against the teacher; 1% is a hundredth of the teacher's value
+
+targets:                         # potstill targets lists them
+$targets
+
+seed: 0
+""")
+
+
+def write_recipe(
+    out: Path,
+    *,
+    teacher: str,
+    weights: Path | None,
+    task: str | None,
+    train: str,
+    eval_: str,
+    student: str | None,
+    columns: str | None,
+) -> None:
+    """Write a recipe that passes every check; an existing file is left alone.
+
+    Raises:
+        InputError: the file is there, the task or the student cannot be told, or the recipe does not check.
+    """
+    if out.exists():
+        raise InputError(f"{out} is there already; give another --out")
+    checkpoint = Checkpoint(teacher, weights)
+    task = task or task_of(checkpoint)
+    pairs = parse_pairs(columns, as_text=True) if columns else {}
+    text = RECIPE.substitute(
+        file=out,
+        task=task,
+        teacher=json.dumps(teacher),
+        train=json.dumps(train),
+        eval=json.dumps(eval_),
+        weights=f"  weights: {json.dumps(str(weights))}\n" if weights else "",
+        columns=f"  columns: {json.dumps(pairs)}\n" if pairs else "# columns: {text: sentence, label: label}\n",
+        student=_student_block(checkpoint, student),
+        epochs=30 if checkpoint.is_factory else 3,
+        targets="\n".join(f"  - {name}" for name in _likely_targets()),
+    )
+    write_text(out, text)
+    try:
+        load_recipe(out, stage_types=STAGES, target_names=target_names())
+    except InputError:
+        out.unlink()
+        raise
+
+
+def task_of(checkpoint: Checkpoint) -> str:
+    """The task that a checkpoint's architecture was made for."""
+    if checkpoint.is_factory:
+        return "module"
+    from transformers import AutoConfig
+
+    names = AutoConfig.from_pretrained(open_folder(checkpoint)).architectures or [""]
+    for ending, task in (
+        ("ForSequenceClassification", "text-classification"),
+        ("ForImageClassification", "image-classification"),
+    ):
+        if names[0].endswith(ending):
+            return task
+    raise InputError(
+        f"{checkpoint} is a {names[0] or 'model of unknown kind'}; "
+        "say --task text-classification or image-classification"
+    )
+
+
+def _student_block(checkpoint: Checkpoint, student: str | None) -> str:
+    """The student that was asked for, else half of the teacher's layers."""
+    if student is None:
+        if checkpoint.is_factory:
+            raise InputError("a factory's module cannot be cut; give --student package.module:factory")
+        student = f"layers={max(1, layers_of(checkpoint) // 2)}"
+    if "=" not in student:
+        return f"student:\n  checkpoint: {json.dumps(student)}\n"
+    lines = [f"  {name}: {value}" for name, value in parse_pairs(student).items()]
+    return "\n".join(["student:                         # cut from the teacher; or checkpoint: NAME", *lines, ""])
+
+
+def _likely_targets() -> list[str]:
+    """The target that this machine computes like, and a phone."""
+    alike = [name for name in target_names() if runs_here(load_target(name))[0]]
+    return [*(alike or ["laptop-x86-avx2"])[:1], "phone-arm64-dotprod"]

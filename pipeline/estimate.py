@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from rich.console import Console
@@ -19,6 +20,7 @@ from potstill.compress.losses import hard_loss, soft_loss
 from potstill.compress.teacher import Teacher
 from potstill.pipeline.run import Run
 from potstill.pipeline.stages import STAGES
+from potstill.validate.data import Examples
 from potstill.validate.errors import InputError
 from potstill.validate.predictor import TorchPredictor, best_device
 from potstill.validate.task import Model
@@ -168,12 +170,23 @@ def _predicting(run: Run, model: Model, device: torch.device, batch: int | None 
     """Seconds to predict one example."""
     predictor = TorchPredictor(model, "timing", device)
     before = model.encode.truncated
-    size = min(batch or predictor.batch_size, len(run.material.eval))
-    middle = (len(run.material.eval) - size) // 2
-    rows = run.material.eval.rows(list(range(middle, middle + size)))
+    examples = run.material.eval
+    size = min(batch or predictor.batch_size, len(examples))
+    rows = examples.rows(_typical(examples, size, run.material.task.length_of))
     seconds = _timed(lambda: predictor(rows)) / size
     model.encode.truncated = before
     return seconds
+
+
+def _typical(examples: Examples, size: int, length_of: str | None) -> list[int]:
+    """Indices of a batch of usual cost: of texts, which are batched by length, those around the mean length."""
+    if length_of is None:
+        return list(range(size))
+    lengths = np.array([len(text) for text in examples.rows(range(len(examples)))[length_of]])
+    order = np.argsort(lengths, kind="stable")
+    middle = int(np.searchsorted(lengths[order], lengths.mean()))
+    start = max(0, min(middle - size // 2, len(order) - size))
+    return [int(i) for i in order[start : start + size]]
 
 
 def _training(run: Run, stage: Distill, student: Model, device: torch.device) -> float:
@@ -186,9 +199,10 @@ def _training(run: Run, stage: Distill, student: Model, device: torch.device) ->
             Lesson(run.material.task, run.material.teacher, train, held_out, run.recipe.seed, Path(work)), student
         )
     teacher = Teacher(run.material.teacher, device)
+    typical = _typical(train, min(stage.batch_size, len(train)), run.material.task.length_of)
 
     def step() -> None:
-        batch = collate([("train", i) for i in range(min(stage.batch_size, len(train)))])
+        batch = collate([("train", i) for i in typical])
         logits = module(*[tensor.to(device) for tensor in batch["student"]])
         theirs = teacher([tensor.to(device) for tensor in batch["teacher"]])
         (soft_loss(logits, theirs, stage.temperature) + hard_loss(logits, batch["labels"].to(device))).backward()

@@ -1,0 +1,57 @@
+"""Figures against independent references."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from potstill.validate.metrics import mcnemar_p, mean_kl, paired_difference, proportion
+
+
+def test_wilson_interval_is_its_formula() -> None:
+    n, k, z = 599, 580, stats.norm.ppf(0.975)
+    p = k / n
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    found = proportion(k, n)
+    assert (found.low, found.high) == pytest.approx((middle - half, middle + half), abs=1e-12)
+
+
+def test_paired_difference_is_near_the_paired_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    difference = rng.choice([-1, 0, 1], p=[0.06, 0.91, 0.03], size=2000)
+    lost, gained = int((difference == -1).sum()), int((difference == 1).sum())
+    bootstrap = stats.bootstrap((difference,), np.mean, method="percentile", rng=rng).confidence_interval
+    found = paired_difference(lost, gained, 2000)
+    assert found.low == pytest.approx(bootstrap.low, abs=0.002)
+    assert found.high == pytest.approx(bootstrap.high, abs=0.002)
+
+
+def test_paired_difference_covers_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    n, lose, gain = 400, 0.05, 0.03
+    covered = 0
+    for lost, gained, _ in rng.multinomial(n, [lose, gain, 1 - lose - gain], size=3000):
+        found = paired_difference(int(lost), int(gained), n)
+        covered += found.low <= gain - lose <= found.high
+    assert 0.94 <= covered / 3000 <= 0.965
+
+
+def test_no_flips_still_has_width() -> None:
+    found = paired_difference(0, 0, 100)
+    assert found.low < 0 < found.high
+
+
+def test_mcnemar_is_the_binomial_test() -> None:
+    assert mcnemar_p(14, 2) == pytest.approx(2 * stats.binom.cdf(2, 16, 0.5))
+    assert mcnemar_p(0, 0) == 1.0
+
+
+def test_mean_kl_is_its_formula_in_float64() -> None:
+    rng = np.random.default_rng(2)
+    teacher, student = rng.normal(size=(2, 50, 7)).astype(np.float32) * 5
+    p = np.exp(teacher.astype(np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    q = np.exp(student.astype(np.float64))
+    q /= q.sum(axis=1, keepdims=True)
+    assert mean_kl(teacher, student) == pytest.approx(float((p * np.log(p / q)).sum(axis=1).mean()), rel=1e-9)
+    assert mean_kl(teacher, teacher) == 0.0

@@ -54,7 +54,9 @@ def test_each_folder_is_in_the_wheel() -> None:
             inside = path.relative_to(ROOT / folder)
             if path.is_file() and path.suffix not in {".py", ".pyc"}:
                 assert any(inside.match(pattern) for pattern in patterns), inside
-            assert path.is_file() or inside.name in {"__pycache__", "profiles", "templates"}, "a sub-package is not mapped"
+            assert path.is_file() or inside.name in {"__pycache__", "profiles", "templates"}, (
+                "a sub-package is not mapped"
+            )
 
 
 @pytest.mark.parametrize("folder", FLOORS)

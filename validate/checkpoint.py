@@ -104,7 +104,7 @@ def reading_weights(checkpoint: Checkpoint) -> Iterator[None]:
         yield
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise InputError(
-            f"cannot read the weights of {checkpoint}: {_first_line(error)}; "
+            f"cannot read the weights of {checkpoint}: {_told(error)}; "
             "expected a whole safetensors file, or a PyTorch file of plain tensors"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -112,13 +112,15 @@ def reading_weights(checkpoint: Checkpoint) -> Iterator[None]:
             raise
         if checkpoint.folder is None and not checkpoint.is_factory:
             raise Unreachable(
-                f"{checkpoint.source!r} is no folder here, and the model hub did not give it: {_first_line(error)}"
+                f"{checkpoint.source!r} is no folder here, and the model hub did not give it: {_told(error)}"
             ) from error
-        raise InputError(f"cannot open {checkpoint}: {_first_line(error)}") from error
+        raise InputError(f"cannot open {checkpoint}: {_told(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+def _told(error: BaseException) -> str:
+    """The first two lines of an error, which for torch are the summary and the first case."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
 
 
 def build_module(checkpoint: Checkpoint) -> "nn.Module":

@@ -18,7 +18,9 @@ def card(lost: int, gained: int, n: int, teacher_right: int) -> Scorecard:
     return judge(student.astype(np.float32), teacher.astype(np.float32), labels, "made")
 
 
-@pytest.mark.parametrize(("text", "limit"), [("2pp", Limit(2, "pp")), ("1%", Limit(1, "%")), (" 0.5 pp ", Limit(0.5, "pp"))])
+@pytest.mark.parametrize(
+    ("text", "limit"), [("2pp", Limit(2, "pp")), ("1%", Limit(1, "%")), (" 0.5 pp ", Limit(0.5, "pp"))]
+)
 def test_limits_carry_their_unit(text: str, limit: Limit) -> None:
     assert parse_limit(text) == limit
 

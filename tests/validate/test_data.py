@@ -1,0 +1,155 @@
+"""Every kind of source, and every way it can be wrong."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from potstill.validate.data import check_evaluation_set, load_examples, split_key
+from potstill.validate.errors import InputError, Unreachable
+
+ROWS = [("a fine film", 1), ('dull "plot', 0), ("null", 1)]
+COLUMNS = {"text": "sentence"}
+
+
+def write(path: Path) -> Path:
+    """The rows in the format of the file's suffix."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"sentence": [t for t, _ in ROWS], "label": [y for _, y in ROWS]}), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"sentence": t, "label": y}) + "\n" for t, y in ROWS))
+    elif path.suffix == ".csv":
+        path.write_text("sentence,label\n" + "".join('"' + t.replace('"', '""') + f'",{y}\n' for t, y in ROWS))
+    else:
+        path.write_text("sentence\tlabel\n" + "".join(f"{t}\t{y}\n" for t, y in ROWS))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_files_with_named_columns(tmp_path: Path, suffix: str) -> None:
+    examples = load_examples(str(write(tmp_path / f"rows{suffix}")), ("text",), COLUMNS)
+    assert examples.rows([2, 0, 1])["text"] == ["null", "a fine film", 'dull "plot']
+    assert examples.labels.tolist() == [1, 0, 1]
+    assert examples.take([1], "one").rows([0])["text"] == ['dull "plot']
+
+
+@pytest.mark.parametrize(("stem", "key"), [("test_x", "test"), ("x_test", "test"), ("x", None)])
+def test_arrays(tmp_path: Path, stem: str, key: str | None) -> None:
+    x, y = np.arange(24.0).reshape(6, 4), np.arange(6) % 2
+    path = tmp_path / "a.npz"
+    np.savez(path, **{stem: x, stem.replace("x", "y"): y, "other_x": x})
+    examples = load_examples(f"{path}:{key}" if key else str(path), ("x",), {})
+    assert np.array_equal(examples.rows([5, 0])["x"], x[[5, 0]])
+    assert np.array_equal(examples.take([2, 3], "two").rows([1])["x"], x[[3]])
+
+
+def test_a_folder_of_class_folders(pictures: dict[str, Path]) -> None:
+    examples = load_examples(str(pictures["eval"]), ("image",), {})
+    assert examples.label_names == ("quarter0", "quarter1", "quarter2", "quarter3")
+    assert len(examples) == 80
+    assert examples.rows([0])["image"][0].size == (12, 12)
+
+
+def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "one.tsv"), write(tmp_path / "two.tsv")
+    first = load_examples(str(one), ("text",), COLUMNS)
+    assert first.digest == load_examples(str(two), ("text",), COLUMNS).digest
+    two.write_text(two.read_text().replace("fine", "bad"))
+    assert first.digest != load_examples(str(two), ("text",), COLUMNS).digest
+    assert first.take([0], "a").digest != first.take([1], "a").digest
+
+
+def test_split_key() -> None:
+    assert split_key("a/b.npz:train") == ("a/b.npz", "train")
+    assert split_key("a/b.tsv") == ("a/b.tsv", None)
+
+
+def test_labels_by_name_follow_the_models_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\nx,neg\ny,pos\n")
+    assert load_examples(str(path), ("text",), {}).with_labels(["pos", "neg"]).labels.tolist() == [1, 0]
+
+
+def test_class_folders_follow_the_models_order(pictures: dict[str, Path]) -> None:
+    examples = load_examples(str(pictures["eval"]), ("image",), {})
+    turned = examples.with_labels([f"quarter{i}" for i in (3, 2, 1, 0)])
+    assert np.array_equal(turned.labels, 3 - examples.with_labels([f"quarter{i}" for i in range(4)]).labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("text,label\nx,2\ny,0\n", r"has the label 2 in row 1; the model has 2 classes, 0 to 1"),
+        ("text,label\nx,good\ny,pos\n", r"labels that the model does not know: 'good'; .* 'neg', 'pos'"),
+        ("text,label\nx,0.5\ny,1\n", "labels of a.csv are float"),
+    ],
+)
+def test_labels_outside_the_models_classes(tmp_path: Path, text: str, match: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(InputError, match=match):
+        load_examples(str(tmp_path / "a.csv"), ("text",), {}).with_labels(["neg", "pos"])
+
+
+def test_class_folders_of_other_classes(pictures: dict[str, Path]) -> None:
+    examples = load_examples(str(pictures["eval"]), ("image",), {})
+    with pytest.raises(
+        InputError, match=r"names the classes 'quarter0'.*the model 'cat', 'dog'; they must be the same"
+    ):
+        examples.with_labels(["cat", "dog"])
+    with pytest.raises(InputError, match=r"has 4 classes .*, the model 2"):
+        examples.with_labels(["LABEL_0", "LABEL_1"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("a.csv", "sentnce,label\nx,1\n", r"has no column 'sentence'; did you mean 'sentnce'\?; say which columns"),
+        ("a.csv", "", "is empty"),
+        ("a.jsonl", "{not json}\n", "cannot read"),
+        ("a.parquet", "no parquet", "cannot read"),
+        ("a.npz", "no zip", "cannot read .*expected an .npz of plain arrays"),
+        ("a.csv", "sentence,label\nx,1\ny\n", "labels|missing values|cannot read"),
+    ],
+)
+def test_unreadable_files(tmp_path: Path, name: str, text: str, match: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=match):
+        load_examples(str(tmp_path / name), ("text",), COLUMNS).with_labels(["neg", "pos"])
+
+
+@pytest.mark.parametrize("source", ["./none.csv", "none.csv", "none.npz", "/no/such/folder", "a.xlsx"])
+def test_files_that_are_not_there(source: str) -> None:
+    with pytest.raises(InputError, match="no such"):
+        load_examples(source, ("text",), {})
+
+
+def test_a_hub_name_offline() -> None:
+    with pytest.raises(Unreachable, match="is no file here, and the hub did not give it"):
+        load_examples("someone/some-dataset", ("text",), {})
+
+
+def test_arrays_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, train_x=np.zeros((3, 2)), train_y=np.zeros(4, dtype=int))
+    with pytest.raises(InputError, match="train_x|x has 3 rows and y 4"):
+        load_examples(f"{path}:train", ("x",), {})
+    with pytest.raises(InputError, match="has no arrays test_x and test_y; it holds 'train_x', 'train_y'"):
+        load_examples(f"{path}:test", ("x",), {})
+    np.savez(path, x=np.array([[np.nan], [1.0]]), y=np.array([0, 1]))
+    with pytest.raises(InputError, match="x holds values that are not finite"):
+        load_examples(str(path), ("x",), {})
+    np.savez(path, x=np.array([{"a": 1}], dtype=object), y=np.array([0]))
+    with pytest.raises(InputError, match="plain arrays"):
+        load_examples(str(path), ("x",), {})
+
+
+def test_sets_that_cannot_judge(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nx,1\ny,1\n")
+    examples = load_examples(str(tmp_path / "a.csv"), ("text",), {}).with_labels(["neg", "pos"])
+    with pytest.raises(InputError, match=r"holds one class only \(1\)"):
+        check_evaluation_set(examples)
+    with pytest.raises(InputError, match="is empty"):
+        check_evaluation_set(examples.take([], "none"))

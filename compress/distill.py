@@ -25,7 +25,7 @@ from potstill.validate.data import Examples, Rows
 from potstill.validate.errors import InputError
 from potstill.validate.predictor import best_device
 from potstill.validate.progress import track
-from potstill.validate.task import Model, Task
+from potstill.validate.task import Model, Task, quiet_transformers
 
 MOST_STEPS_BETWEEN_SAVES = 500
 
@@ -113,7 +113,7 @@ class Distill:
         )
         trainer.pop_callback(_printer())
         trainer.give(self, Teacher(lesson.teacher, device), _lengths(lesson))
-        with progress:
+        with progress, quiet_transformers():
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(lesson.work))
         student.module.to("cpu").eval()
         return [

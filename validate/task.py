@@ -49,7 +49,8 @@ class Model:
         """Write the checkpoint: what `from_pretrained` opens, or `model.safetensors` for a factory."""
         core: Any = self.core
         if hasattr(core, "save_pretrained"):
-            core.save_pretrained(folder)
+            with quiet_transformers():
+                core.save_pretrained(folder)
         else:
             from safetensors.torch import save_model
 

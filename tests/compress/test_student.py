@@ -1,0 +1,115 @@
+"""Students: cut from the teacher, or of their own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from potstill.compress.student import Student, layers_of
+from potstill.validate.checkpoint import Checkpoint
+from potstill.validate.errors import InputError
+from potstill.validate.task import TASKS, Model
+
+TEXT, IMAGE, MODULE = TASKS["text-classification"], TASKS["image-classification"], TASKS["module"]
+
+
+@pytest.fixture(scope="module")
+def bert(text_teacher: Path) -> Model:
+    return TEXT.load(Checkpoint(str(text_teacher)))
+
+
+@pytest.fixture(scope="module")
+def vit(image_teacher: Path) -> Model:
+    return IMAGE.load(Checkpoint(str(image_teacher)))
+
+
+def layer(model: Model, index: int) -> dict[str, torch.Tensor]:
+    return {k.split(f"layer.{index}.")[1]: v for k, v in model.core.state_dict().items() if f"layer.{index}." in k}
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(1, [0]), (2, [0, 3]), (3, [0, 2, 3]), (4, [0, 1, 2, 3])])
+def test_a_cut_by_depth_keeps_the_teachers_layers(bert: Model, layers: int, kept: list[int]) -> None:
+    student = Student(layers=layers)(bert, TEXT, {}, 0)
+    assert student.core.config.num_hidden_layers == layers
+    for mine, theirs in enumerate(kept):
+        ours, wanted = layer(student, mine), layer(bert, theirs)
+        assert len(ours) == 16
+        assert all(torch.equal(ours[key], wanted[key]) for key in wanted)
+    assert torch.equal(student.core.classifier.weight, bert.core.classifier.weight)
+    assert student.encode is bert.encode
+
+
+def test_all_layers_kept_computes_the_same(bert: Model) -> None:
+    student = Student(layers=4)(bert, TEXT, {}, 0)
+    inputs = bert.batch({"text": ["the film is good"]}, torch.device("cpu"))
+    with torch.inference_mode():
+        assert torch.equal(student.module(*inputs), bert.module(*inputs))
+
+
+def test_a_cut_by_width_keeps_leading_weights_and_head_size(bert: Model) -> None:
+    student = Student(layers=2, hidden=16)(bert, TEXT, {}, 0)
+    config = student.core.config
+    assert (config.hidden_size, config.num_attention_heads, config.intermediate_size) == (16, 2, 32)
+    ours, theirs = student.core.state_dict(), bert.core.state_dict()
+    key = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(ours[key], theirs[key][:, :16])
+    with torch.inference_mode():
+        assert student.module(*student.batch({"text": ["a good film"]}, torch.device("cpu"))).isfinite().all()
+
+
+def test_a_vision_transformer_is_cut_too(vit: Model) -> None:
+    student = Student(layers=2, hidden=16)(vit, IMAGE, {}, 0)
+    assert student.parameters < vit.parameters / 3
+    assert student.labels == vit.labels
+
+
+def test_a_cut_opens_with_transformers(bert: Model, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    student = Student(layers=2)(bert, TEXT, {}, 0)
+    student.save(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    encoded = AutoTokenizer.from_pretrained(tmp_path)(["a good film"], return_tensors="pt")
+    with torch.inference_mode():
+        ours = student.module(*student.batch({"text": ["a good film"]}, torch.device("cpu")))
+        assert torch.allclose(model.eval()(**encoded).logits, ours, atol=1e-6)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_layers_of(text_teacher: Path) -> None:
+    assert layers_of(Checkpoint(str(text_teacher))) == 4
+
+
+@pytest.mark.parametrize(
+    ("student", "match"),
+    [
+        (Student(layers=5), "layers=5: the teacher has 4 layers, so a cut keeps 1 to 4"),
+        (Student(hidden=20), "hidden=20: a multiple of the teacher's head size 8, at most 32"),
+        (Student(hidden=64), "hidden=64"),
+    ],
+)
+def test_cuts_that_do_not_go(bert: Model, student: Student, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        student(bert, TEXT, {}, 0)
+
+
+def test_an_architecture_without_layers_to_count() -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    core = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
+    teacher = Model(core, None, ("pixel_values",), ("a", "b"), Checkpoint("x"), core)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a resnet has no single .*give --student CHECKPOINT"):
+        Student(layers=1)(teacher, IMAGE, {}, 0)
+
+
+def test_a_factory_is_not_cut() -> None:
+    core = torch.nn.Linear(2, 2)
+    teacher = Model(core, None, ("x",), ("0", "1"), Checkpoint("a.b:c"), core)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="a factory's module cannot be cut"):
+        Student(layers=1)(teacher, MODULE, {}, 0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"layers": 2, "checkpoint": "x"}])
+def test_a_student_is_one_thing(settings: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="not both|needs layers, hidden or checkpoint"):
+        Student(**settings)  # type: ignore[arg-type]

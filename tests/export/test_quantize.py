@@ -1,0 +1,147 @@
+"""Number formats: what is in the file, and what it computes, against numpy and the float graph."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from potstill.export.calibrate import CALIBRATION_EXAMPLES, Reader
+from potstill.export.graph import export_graph
+from potstill.export.quantize import in_words, quantize, scheme_for
+from potstill.targets.target import Scheme, load_target
+from potstill.validate.checkpoint import Checkpoint
+from potstill.validate.data import Arrays, Examples, load_examples
+from potstill.validate.encoder import ArrayEncoder
+from potstill.validate.errors import InputError
+from potstill.validate.task import TASKS, Model
+
+STATIC = {"method": "static", "activation": "uint8", "weight": "int8", "per_channel": True, "why": "test"}
+DYNAMIC = {"method": "dynamic", "weight": "int8", "per_channel": True, "why": "test"}
+
+
+def images(n: int) -> Examples:
+    x = np.random.default_rng(0).normal(size=(n, 3, 12, 12)).astype(np.float32)
+    return Examples("made", Arrays({"x": x}), np.zeros(n, dtype=np.int64), None, "d")
+
+
+@pytest.fixture(scope="module")
+def convnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
+    torch.manual_seed(0)
+    core = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+    model = Model(core, ArrayEncoder(), ("x",), ("0", "1", "2", "3"), Checkpoint("made:up"), core)
+    path = tmp_path_factory.mktemp("graph") / "conv.onnx"
+    export_graph(model, images(4), path, 20)
+    return path, model
+
+
+@pytest.fixture(scope="module")
+def bert(text_teacher: Path, texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
+    model = TASKS["text-classification"].load(Checkpoint(str(text_teacher)))
+    path = tmp_path_factory.mktemp("graph") / "bert.onnx"
+    export_graph(model, load_examples(str(texts["train"]), ("text",), {"text": "sentence"}), path, 20)
+    return path, model
+
+
+def sqnr(path: Path, reference: Path, inputs: dict[str, Any]) -> float:
+    """Signal to quantisation noise of the logits, in dB."""
+    float_, int_ = (onnxruntime.InferenceSession(p).run(None, inputs)[0] for p in (reference, path))
+    return float(10 * np.log10((float_**2).sum() / ((float_ - int_) ** 2).sum()))
+
+
+def counts(path: Path) -> dict[str, int]:
+    ops = [node.op_type for node in onnx.load(path).graph.node]
+    return {op: ops.count(op) for op in set(ops)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "least_db"),
+    [({}, 30), ({"activation": "int8"}, 30), ({"reduce_range": True}, 26), ({"per_channel": False}, 26)],
+)
+def test_static_formats(convnet: tuple[Path, Model], tmp_path: Path, changes: dict[str, Any], least_db: float) -> None:
+    path, model = convnet
+    scheme = Scheme(**{**STATIC, **changes})
+    made = quantize(path, tmp_path / "q.onnx", scheme, images(64), model.encode, 0)
+    assert (made.weighted, made.left_float, made.calibration_examples) == (3, 0, 64)
+    assert sqnr(tmp_path / "q.onnx", path, {"x": images(80).rows([70])["x"]}) > least_db
+    weights = [numpy_helper.to_array(t) for t in onnx.load(tmp_path / "q.onnx").graph.initializer if t.data_type == 3]
+    largest = max(int(np.abs(w.astype(int)).max()) for w in weights if w.ndim > 1)
+    assert largest <= (64 if scheme.reduce_range else 127)
+    assert largest > (60 if scheme.reduce_range else 100)
+
+
+def test_a_static_weight_is_rounded_as_numpy_rounds(convnet: tuple[Path, Model], tmp_path: Path) -> None:
+    path, model = convnet
+    quantize(path, tmp_path / "q.onnx", Scheme(**STATIC), images(64), model.encode, 0)
+    tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "q.onnx").graph.initializer}
+    floats = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    weight = next(w for w in floats.values() if w.shape == (16, 16, 3, 3))
+    found = next(w for w in tensors.values() if w.shape == (16, 16, 3, 3) and w.dtype == np.int8)
+    scale = np.abs(weight).reshape(16, -1).max(axis=1) / 127
+    expected = np.clip(np.rint(weight / scale[:, None, None, None]), -128, 127)
+    assert (np.abs(found - expected) <= 1).all()
+    assert (found == expected).mean() > 0.99
+
+
+def test_dynamic_format_of_a_transformer(bert: tuple[Path, Model], tmp_path: Path) -> None:
+    path, model = bert
+    made = quantize(path, tmp_path / "q.onnx", Scheme(**DYNAMIC), None, model.encode, 0)
+    assert made.left_float == 0
+    assert made.calibration_examples == 0
+    assert sqnr(tmp_path / "q.onnx", path, model.encode({"text": ["the film is very good"]})) > 25
+    assert counts(tmp_path / "q.onnx")["MatMulInteger"] == made.weighted
+    assert (tmp_path / "q.onnx").stat().st_size < path.stat().st_size
+
+
+def test_float16_keeps_inputs_and_outputs(bert: tuple[Path, Model], tmp_path: Path) -> None:
+    path, model = bert
+    quantize(path, tmp_path / "q.onnx", Scheme(method="float16", why="test"), None, model.encode, 0)
+    inputs = model.encode({"text": ["the film is very good"]})
+    assert sqnr(tmp_path / "q.onnx", path, inputs) > 45
+    assert onnxruntime.InferenceSession(tmp_path / "q.onnx").get_outputs()[0].type == "tensor(float)"
+
+
+def test_float32_is_the_graph(bert: tuple[Path, Model], tmp_path: Path) -> None:
+    path, model = bert
+    made = quantize(path, tmp_path / "q.onnx", Scheme(method="float32", why="test"), None, model.encode, 0)
+    assert made.left_float == made.weighted > 0
+    assert (tmp_path / "q.onnx").read_bytes() == path.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["q.onnx"]
+
+
+def test_the_scheme_follows_where_the_weights_are(convnet: tuple[Path, Model], bert: tuple[Path, Model]) -> None:
+    target = load_target("laptop-x86-vnni")
+    assert scheme_for(convnet[0], target) == target.quantize.convolution
+    assert scheme_for(bert[0], target) == target.quantize.matmul
+
+
+def test_in_words() -> None:
+    assert in_words(Scheme(**STATIC, reduce_range=True)) == "static uint8 × int8, per channel, reduced range"
+    assert in_words(Scheme(**DYNAMIC)) == "dynamic int8 weights, per channel"
+    assert in_words(Scheme(method="float16", why="")) == "float16"
+
+
+def test_static_needs_examples(convnet: tuple[Path, Model], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="needs real examples: give --calibrate DATA"):
+        quantize(convnet[0], tmp_path / "q.onnx", Scheme(**STATIC), None, convnet[1].encode, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_calibration_reads_each_chosen_example_once() -> None:
+    x = np.arange(1000, dtype=np.float32)[:, None]
+    examples = Examples("made", Arrays({"x": x}), np.zeros(1000, dtype=np.int64), None, "d")
+    reader, seen = Reader(examples, ArrayEncoder(), seed=3, batch_size=16), []
+    while (batch := reader.get_next()) is not None:
+        seen += batch["x"].ravel().tolist()
+    assert len(seen) == len(set(seen)) == CALIBRATION_EXAMPLES == reader.used
+    again = Reader(examples, ArrayEncoder(), seed=3, batch_size=16).get_next()
+    assert again is not None
+    assert again["x"].ravel().tolist() == seen[:16]

@@ -17,7 +17,7 @@ from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder
 from potstill.validate.errors import InputError, PotstillError
 from potstill.validate.predictor import OnnxPredictor
-from potstill.validate.task import Model
+from potstill.validate.task import LogitsOf, Model
 
 PARITY = 1e-4  # of the largest logit; a float32 export of these models agrees to about 1e-6
 PROTOBUF_LIMIT = 2**31 - 1  # bytes that one protobuf file can hold
@@ -58,7 +58,7 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
     axes = {axis: torch.export.Dim(name) for axis, name in model.encode.axes.items()}
     inputs = tuple(model.batch(examples.rows([0, 1]), torch.device("cpu")))
     shapes: Any = tuple(axes for _ in inputs)
-    if len(inputs) > 1:  # the wrapper takes *inputs: one variadic parameter
+    if isinstance(model.module, LogitsOf):  # it takes *inputs: one variadic parameter
         shapes = (shapes,)
     try:
         with warnings.catch_warnings():

@@ -1,5 +1,6 @@
 """Work that is done is not done again: each step's folder is named by a hash of all that it depends on."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from potstill.validate.errors import InputError
 from potstill.validate.files import read_json, sha256_json, whole_folder, write_json
 
 MARKER = "potstill-run.json"
+WORK = ".work-"  # starts the name of a folder with checkpoints of a training that is not done
 
 
 @contextmanager
@@ -31,9 +33,18 @@ def run_folder(out: Path) -> Iterator[Path]:
     write_json(out / MARKER, {"format": "potstill-run/1", "potstill": versions()["potstill"]})
     try:
         with FileLock(out / ".lock", timeout=0):
+            _sweep(out)
             yield out
     except Timeout as error:
         raise InputError(f"another run of potstill works in {out}; wait for it, or give another --out") from error
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed run was building beside its place; checkpoints to go on from (`.work-…`) stay."""
+    for folder in (out, out / "stages", out / "packages"):
+        for path in folder.glob(".*") if folder.is_dir() else ():
+            if path.is_dir() and not path.name.startswith(WORK):
+                shutil.rmtree(path)
 
 
 class Cache:

@@ -5,7 +5,7 @@ Heavy packages are imported inside the verbs, so that `--help` answers at once.
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -60,6 +60,7 @@ def _options(
 
 
 _state = {"debug": False}
+STOPPED = 130  # what a shell calls a program that was stopped by Ctrl-C
 
 
 @app.command()
@@ -290,17 +291,19 @@ def _print_json(value: Any) -> None:
 
 def main() -> NoReturn:
     """Run the command line; errors become one sentence and an exit code."""
-    sys.exit(_guarded(app))
+    sys.exit(call(sys.argv[1:]))
 
 
-def _guarded(command: Callable[..., Any]) -> int:
+def call(words: Sequence[str]) -> int:
+    """Run one command, given its words, and return the exit code; what it has to say goes to the standard streams."""
+    _state["debug"] = False
     try:
-        code = command(standalone_mode=False)
+        code = app(list(words), standalone_mode=False)
+        if code == STOPPED:
+            return _say(KeyboardInterrupt(), code, "stopped; nothing is lost: the same command goes on where it was")
         return code if isinstance(code, int) else 0
     except PotstillError as error:
         return _say(error, error.exit_code)
-    except KeyboardInterrupt as error:
-        return _say(error, 130, "stopped; nothing is lost: the same command goes on where it was")
     except OSError as error:
         if error.errno == 28:  # ENOSPC
             return _say(

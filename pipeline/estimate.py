@@ -18,6 +18,7 @@ from rich.table import Table
 from potstill.compress.distill import Collator, Distill, Lesson
 from potstill.compress.losses import hard_loss, soft_loss
 from potstill.compress.teacher import Teacher
+from potstill.pipeline.ledger import size_in_words
 from potstill.pipeline.run import Run
 from potstill.pipeline.stages import STAGES
 from potstill.validate.data import Examples
@@ -79,8 +80,8 @@ class Plan:
         ):
             if need > free:
                 raise InputError(
-                    f"the run will not fit: about {need / 1e9:.1f} GB of {what} are needed and "
-                    f"{free / 1e9:.1f} GB are free; try {hint}"
+                    f"the run will not fit: about {size_in_words(need)} of {what} are needed and "
+                    f"{size_in_words(free)} are free; try {hint}"
                 )
 
     def in_words(self) -> str:

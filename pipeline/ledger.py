@@ -143,5 +143,7 @@ def gate_in_words(verdict: Verdict) -> str:
 
 
 def size_in_words(size: int) -> str:
-    """Bytes in the unit that reads best: kB or MB, powers of ten."""
+    """Bytes in the unit that reads best: kB, MB or GB, powers of ten."""
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

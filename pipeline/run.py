@@ -17,7 +17,7 @@ from potstill.compress.student import Student
 from potstill.export.graph import Parity, export_graph
 from potstill.export.package import MANIFEST, MODEL, Order, Package, make_package, write_reference
 from potstill.pipeline import lineage
-from potstill.pipeline.cache import Cache
+from potstill.pipeline.cache import WORK, Cache
 from potstill.pipeline.card import model_card
 from potstill.pipeline.ledger import Entry, Ledger
 from potstill.pipeline.material import Material
@@ -159,7 +159,7 @@ class Run:
         """One stage: train, predict, judge, gate."""
         train, held_out = self.material.lesson_examples
         settings = TypeAdapter(type(stage)).dump_python(stage, mode="json")
-        what, work = _in_words(settings), self.cache.folder / f".work-{step}-{self.keys[step][:10]}"
+        what, work = _in_words(settings), self.cache.folder / f"{WORK}{step}-{self.keys[step][:10]}"
         work.mkdir(parents=True, exist_ok=True)
         lesson = Lesson(self.material.task, self.material.teacher, train, held_out, self.recipe.seed, work)
         trained, place = self._made(step, name, what, settings, lambda: (model, stage(model, lesson)))

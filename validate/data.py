@@ -223,8 +223,8 @@ def _from_file(path: Path, features: Sequence[str], columns: Mapping[str, str]) 
         try:
             table = datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train", **options)
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-            if path.stat().st_size == 0:
-                raise InputError(f"{path} is empty") from error
+            if path.stat().st_size == 0 or "corresponds to no data" in str(error):
+                raise InputError(f"{path} is empty: expected a row of column names, and rows") from error
             raise InputError(f"cannot read {path}: {error.__cause__ or error}") from error
     return _from_table(path.name, table, features, columns, sha256_file(path))
 

@@ -71,6 +71,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+    for path in aside.rglob("*"):  # some libraries write files that only their owner may read
+        path.chmod(0o755 if path.is_dir() else 0o644)
     old = None
     if target.exists():
         old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))

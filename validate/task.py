@@ -159,11 +159,15 @@ class ModuleClassification:
         if not checkpoint.is_factory:
             open_folder(checkpoint)  # says how to name a factory, when the folder knows it
             raise InputError(f"the task 'module' takes package.module:factory, and was given {checkpoint}")
+        if example is None:
+            raise InputError("the task 'module' needs an example to learn the number of classes")
         core, encode = build_module(checkpoint), ArrayEncoder()
-        if labels is None:
-            if example is None:
-                raise InputError("the task 'module' needs an example to learn the number of classes")
-            labels = tuple(map(str, range(_logits_width(core, encode(example)["x"], checkpoint))))
+        found = tuple(map(str, range(_logits_width(core, encode(example)["x"], checkpoint))))
+        labels = labels or found
+        if len(found) != len(labels):
+            raise InputError(
+                f"{checkpoint} gives {len(found)} classes, the teacher has {len(labels)}; they must be the same"
+            )
         return Model(core, encode, ("x",), labels, checkpoint, core)
 
 

@@ -194,7 +194,8 @@ def test_a_folder_with_a_factorys_weights_runs_no_code(tmp_path: Path) -> None:
         InputError, match=r"no code is run from a checkpoint; name the factory yourself: test_checkpoint:net"
     ):
         MODULE.load(Checkpoint(str(tmp_path)))
-    again = MODULE.load(Checkpoint("test_checkpoint:net", tmp_path / "model.safetensors"), model.labels)
+    saved = Checkpoint("test_checkpoint:net", tmp_path / "model.safetensors")
+    again = MODULE.load(saved, model.labels, example={"x": np.zeros((1, 4))})
     assert again.parameters == model.parameters == 23
 
 

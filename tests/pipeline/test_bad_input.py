@@ -292,7 +292,7 @@ def test_a_disk_that_fills_up(potstill: Potstill, small_disk: Path, words: dict[
     running = start(words | {"--epochs": "20"})  # filled while it works, after the estimate
     while not list(small_disk.glob("out/stages/0-teacher-*/record.json")) and running.poll() is None:
         time.sleep(0.005)
-    with filler.open("wb") as file:
+    with filler.open("wb", buffering=0) as file:
         try:
             while True:
                 file.write(b"\0" * 4096)

@@ -17,42 +17,29 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from potstill.pipeline import yaml_lines
 from potstill.pipeline.yaml_lines import Place, Problem, check, close_to, dotted, in_words, parse
+from potstill.validate.checkpoint import is_factory
+from potstill.validate.data import split_key
 from potstill.validate.errors import InputError, did_you_mean
+from potstill.validate.gate import parse_limit
 
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".npz")
 
 _Part = TypeVar("_Part", list[Any], dict[str, Any])
-_FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_LIMIT = re.compile(r"[0-9]+(\.[0-9]+)?\s*(pp|%)")
 _LOCAL = ("./", "../", "/", "~")
 
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def is_factory(checkpoint: str) -> bool:
-    """Whether a checkpoint is written as `package.module:factory`."""
-    return _FACTORY.fullmatch(checkpoint) is not None
-
-
-def split_npz(reference: str) -> tuple[str, str | None]:
-    """`FILE.npz:key` as file and key; any other reference as itself and None."""
-    stem, suffix, key = reference.rpartition(".npz:")
-    return (f"{stem}.npz", key) if suffix else (reference, None)
-
-
 def _limit(value: Any) -> Any:
-    if isinstance(value, str) and _LIMIT.fullmatch(value.strip()):
-        return value.strip()
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         return value  # a wrong type, which the field itself reports
     try:
-        float(value)
-    except ValueError:
-        raise ValueError(f"expected a number with its unit, such as 2pp or 1%; given {value!r}") from None
-    meant = "write 1pp for one point of the metric, 1% for a hundredth of the teacher's value"
-    raise ValueError(f"{value} has no unit: is it a point or a share? {meant}")
+        parse_limit(str(value))
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return str(value).strip()
 
 
 class _Model(BaseModel):
@@ -335,7 +322,7 @@ class _Draft:
             for path, section, value in self._texts(owner, "weights"):
                 section["weights"] = self._resolve(path, value, must_exist=True)
         for path, section, value in self._texts("data", "train", "eval", "calibrate"):
-            file, key = split_npz(value)
+            file, key = split_key(value)
             looks_local = file.endswith(DATA_SUFFIXES) or bool(re.search(r"/[^/]*\.[A-Za-z]\w*$", file))
             found = self._resolve(path, file, must_exist=looks_local or not _may_be_hub_name(file))
             section[str(path[-1])] = found if key is None else f"{found}:{key}"

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 RECORD = "potstill.json"
 WEIGHTS = "model.safetensors"
-_FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
+
+
+def is_factory(source: str) -> bool:
+    """Whether a checkpoint is written as `package.module:factory`."""
+    return _FACTORY.fullmatch(source) is not None
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Checkpoint:
     @property
     def is_factory(self) -> bool:
         """Whether the model is built by `package.module:factory`."""
-        return bool(_FACTORY.match(self.source))
+        return is_factory(self.source)
 
     @property
     def folder(self) -> Path | None:

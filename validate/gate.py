@@ -2,12 +2,14 @@
 
 import math
 import re
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic.dataclasses import dataclass
 
 from potstill.validate.errors import InputError
-from potstill.validate.scorecard import Scorecard
+
+if TYPE_CHECKING:  # a limit is read without loading what computes a scorecard
+    from potstill.validate.scorecard import Scorecard
 
 _LIMIT = re.compile(r"^\s*(\d+(?:\.\d+)?|\.\d+)\s*(pp|%)\s*$")
 
@@ -44,14 +46,14 @@ def parse_limit(text: str) -> Limit:
         try:
             float(text)
         except ValueError:
-            raise InputError(f"max_drop {text!r} is not a limit; write 1pp or 1%") from None
+            raise InputError(f"{text!r} is not a limit; write 1pp or 1%") from None
         raise InputError(
-            f"max_drop {text!r} has no unit: is it a point or a share? Write 1pp for one point of the "
+            f"{text!r} has no unit: is it a point or a share? Write 1pp for one point of the "
             "metric, or 1% for a hundredth of the teacher's value"
         )
     amount = float(found[1])
     if amount > 100:
-        raise InputError(f"max_drop {text!r} is more than all there is to lose")
+        raise InputError(f"{text!r} is more than all there is to lose")
     return Limit(amount, found[2])  # type: ignore[arg-type]
 
 
@@ -83,7 +85,7 @@ class Gate:
 
     max_drop: Limit
 
-    def __call__(self, card: Scorecard) -> Verdict:
+    def __call__(self, card: "Scorecard") -> Verdict:
         """Judge a scorecard."""
         limit, interval = self.max_drop.of(card.teacher_value), card.difference_interval
         told = (
@@ -102,7 +104,7 @@ class Gate:
         return Verdict("undecided", passed, f"{told}; undecided, so the estimate decides ({ask})", more)
 
 
-def _more_examples(card: Scorecard, limit: float) -> int | None:
+def _more_examples(card: "Scorecard", limit: float) -> int | None:
     """Examples to add until the interval's half width is below the distance to the limit; it shrinks as 1/√N."""
     gap = abs(card.difference + limit)
     if gap < 1e-9:

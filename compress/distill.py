@@ -129,7 +129,7 @@ class Distill:
         save_every = max(1, min(MOST_STEPS_BETWEEN_SAVES, -(-len(lesson.train) // self.batch_size), steps))
         default = 2e-3 if student.checkpoint.is_factory else 1e-4
         return TrainingArguments(
-            output_dir=str(lesson.work),
+            output_dir=str(lesson.work.resolve()),
             num_train_epochs=self.epochs,
             per_device_train_batch_size=self.batch_size,
             per_device_eval_batch_size=self.batch_size,

@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from potstill.validate.checkpoint import Checkpoint, open_folder
+from potstill.validate.checkpoint import Checkpoint, open_folder, reading_weights
 from potstill.validate.errors import InputError
 from potstill.validate.task import LogitsOf, Model, Task, quiet_transformers
 
@@ -82,16 +82,21 @@ def _cut(teacher: Model, layers: int | None, hidden: int | None) -> Model:
             f"a factory's module cannot be cut by layers or hidden; give --student package.module:factory "
             f"for a smaller one than {teacher.checkpoint}"
         )
-    config = copy.deepcopy(teacher.core.config)
+    config: Any = copy.deepcopy(teacher.core.config)
     depth = _named(config, "num_layers")
-    kept = _spread(int(getattr(config, depth)), layers) if layers else list(range(int(getattr(config, depth))))
-    old_depth = int(getattr(config, depth))
+    before = int(getattr(config, depth))
+    kept = _spread(before, layers or before)
     setattr(config, depth, len(kept))
+    if isinstance(getattr(config, "layer_types", None), list):
+        config.layer_types = [config.layer_types[i] for i in kept]
     if hidden:
         _narrow(config, hidden)
-    with quiet_transformers():
-        core = type(teacher.core)(config)
-    _take_weights(core, teacher.core, old_depth, kept)
+    try:
+        with quiet_transformers():
+            core = type(teacher.core)(config)
+        _take_weights(core, teacher.core, before, kept)
+    except (RuntimeError, IndexError, KeyError, ValueError) as error:
+        raise InputError(f"a {config.model_type} cannot be cut so ({error}); give --student CHECKPOINT") from error
     return Model(
         LogitsOf(core, teacher.input_names).eval(),
         teacher.encode,
@@ -114,7 +119,6 @@ def _named(config: Any, field: str) -> str:
         "num_layers": "num_hidden_layers",
         "hidden_size": "hidden_size",
         "num_attention_heads": "num_attention_heads",
-        "intermediate_size": "intermediate_size",
     }
     try:
         normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
@@ -138,7 +142,8 @@ def layers_of(checkpoint: Checkpoint) -> int:
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(open_folder(checkpoint))
+    with reading_weights(checkpoint):
+        config = AutoConfig.from_pretrained(open_folder(checkpoint), trust_remote_code=False)
     return int(getattr(config, _named(config, "num_layers")))
 
 
@@ -157,11 +162,9 @@ def _narrow(config: Any, hidden: int) -> None:
         raise InputError(
             f"hidden={hidden}: a multiple of the teacher's head size {head_size}, at most {old}, is needed"
         )
-    try:
-        inner = _named(config, "intermediate_size")
-        setattr(config, inner, int(getattr(config, inner)) * hidden // old)
-    except InputError:
-        pass
+    for inner in ("intermediate_size", "hidden_dim", "ffn_dim"):  # the feed-forward, by architecture
+        if isinstance(getattr(config, inner, None), int):
+            setattr(config, inner, int(getattr(config, inner)) * hidden // old)
     setattr(config, width, hidden)
     setattr(config, heads, hidden // head_size)
 

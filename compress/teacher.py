@@ -10,8 +10,7 @@ class Teacher:
     """Logits of a frozen model."""
 
     def __init__(self, model: Model, device: torch.device) -> None:
-        self.encode, self.input_names = model.encode, model.input_names
-        self._module = model.module.to(device).eval().requires_grad_(False)
+        self._module = model.module.to(device).eval()
 
     def __call__(self, inputs: list[Tensor]) -> Tensor:
         """Logits (B, C) for inputs in the order of the model's `forward`."""

@@ -18,7 +18,7 @@ from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Sche
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder, TextEncoder
 from potstill.validate.errors import InputError
-from potstill.validate.files import sha256_file, size_bytes, whole_folder, write_json, write_text
+from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
 from potstill.validate.gate import Gate, Verdict
 from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.scorecard import Scorecard
@@ -114,7 +114,8 @@ def make_package(
         scheme = scheme_for(graph, target)
         quantized = quantize(graph, aside / MODEL, scheme, calibrate, encode, order.seed)
         if graph != order.graph:
-            graph.unlink()
+            for part in aside.glob(f"{graph.name}*"):
+                part.unlink()
         model_bytes = sum(size_bytes(path) for path in aside.glob(f"{MODEL}*"))
         _check_size(model_bytes, target)
         predictor = OnnxPredictor(
@@ -134,7 +135,7 @@ def make_package(
         _write_sources(aside, model)
         write_golden(aside / GOLDEN, predictor, golden, GOLDEN_TOLERANCE[scheme.method])
         write_text(aside / "README.md", card(package))
-        write_json(aside / MANIFEST, _manifest(package, target, order, aside, model.labels))
+        write_json(aside / MANIFEST, _manifest(package, target, order, aside, model))
     return package
 
 
@@ -153,10 +154,9 @@ def _fixed(encode: Encoder, graph: Path, aside: Path, target: Target) -> tuple[E
 
 def _check_size(model_bytes: int, target: Target) -> None:
     most = target.model.max_file_mb
-    if most and model_bytes > most * 2**20:
+    if most and model_bytes > most * 10**6:
         raise InputError(
-            f"the model is {model_bytes / 2**20:.0f} MiB, and {target.id} takes at most {most} MiB; "
-            "take a smaller student"
+            f"the model is {model_bytes / 1e6:.0f} MB, and {target.id} takes at most {most} MB; take a smaller student"
         )
 
 
@@ -179,11 +179,9 @@ def _write_sources(folder: Path, model: Model) -> None:
 
 def _open_in_older(folder: Path) -> None:
     """Name the tokenizer by the class that every transformers release knows."""
-    import json
-
     path = folder / "tokenizer_config.json"
     if path.is_file():
-        config = json.loads(path.read_text())
+        config = read_json(path)
         if config.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's name for it
             write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
@@ -216,16 +214,18 @@ def _raw(folder: Path, name: str, array: NDArray[Any]) -> dict[str, Any]:
     return {"file": name, "dtype": array.dtype.name, "shape": list(array.shape)}
 
 
-def _manifest(package: Package, target: Target, order: Order, folder: Path, labels: tuple[str, ...]) -> dict[str, Any]:
+def _manifest(package: Package, target: Target, order: Order, folder: Path, model: Model) -> dict[str, Any]:
     """Everything a reader must know, with the hash of every other file of the package."""
+    max_length = model.encode.max_length if isinstance(model.encode, TextEncoder) else None
     return {
         "format": "potstill-package/1",
         "key": order.key,
         "target": target.model_dump(mode="json"),
-        "labels": list(labels),
+        "labels": list(model.labels),
         "quantization": _plain(package.quantized),
         "parity": _plain(order.parity),
         "opset": order.opset,
+        "max_length": max_length,
         "checked": package.checked,
         "scorecard": package.scorecard.to_json(),
         "verdict": _plain(package.verdict) if package.verdict else None,

@@ -98,7 +98,9 @@ def _static(path: Path, out: Path, scheme: Scheme, calibrate: Examples | None, e
         raise InputError(
             "a static number format needs real examples: give --calibrate DATA, or data.calibrate in the recipe"
         )
-    reader = Reader(calibrate, encode, seed, batch_size=1 if len(encode.axes) > 1 else min(16, len(calibrate)))
+    first = onnx.load(str(path), load_external_data=False).graph.input[0].type.tensor_type.shape.dim[0]
+    one_by_one = first.HasField("dim_value") or len(encode.axes) > 1
+    reader = Reader(calibrate, encode, seed, batch_size=1 if one_by_one else min(16, len(calibrate)))
     quantize_static(
         str(path),
         str(out),

@@ -1,5 +1,6 @@
 """Work that is done is not done again: each step's folder is named by a hash of all that it depends on."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from potstill.pipeline.lineage import versions
 from potstill.validate.errors import InputError
-from potstill.validate.files import read_json, sha256_json, whole_folder, write_json
+from potstill.validate.files import ASIDE, read_json, sha256_json, whole_folder, write_json
 
 MARKER = "potstill-run.json"
 WORK = ".work-"  # starts the name of a folder with checkpoints of a training that is not done
@@ -29,8 +30,13 @@ def run_folder(out: Path) -> Iterator[Path]:
         raise InputError(
             f"{out} holds something else; give a new or an empty folder, or one that a run of potstill made"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MARKER, {"format": "potstill-run/1", "potstill": versions()["potstill"]})
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / MARKER, {"format": "potstill-run/1", "potstill": versions()["potstill"]})
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(f"cannot write in {out}: {error.strerror}; give another --out") from error
     try:
         with FileLock(out / ".lock", timeout=0):
             _sweep(out)
@@ -42,9 +48,8 @@ def run_folder(out: Path) -> Iterator[Path]:
 def _sweep(out: Path) -> None:
     """Remove what a killed run was building beside its place; checkpoints to go on from (`.work-…`) stay."""
     for folder in (out, out / "stages", out / "packages"):
-        for path in folder.glob(".*") if folder.is_dir() else ():
-            if path.is_dir() and not path.name.startswith(WORK):
-                shutil.rmtree(path)
+        for path in folder.glob(f"{ASIDE}*"):
+            shutil.rmtree(path)
 
 
 class Cache:

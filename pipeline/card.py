@@ -26,7 +26,7 @@ def model_card(title: str, recipe: dict[str, Any], steps: list[Entry], limits: l
     header = ModelCardData(
         base_model=hub_name,
         pipeline_tag=None if recipe["task"] == "module" else recipe["task"],
-        tags=["potstill", "distillation"] if len(steps) > 1 else ["potstill"],
+        tags=["potstill", "distillation"] if any(step.log for step in steps) else ["potstill"],
     )
     data = recipe["data"]
     lines = [

@@ -5,6 +5,7 @@ Heavy packages are imported inside the verbs, so that `--help` answers at once.
 
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -14,6 +15,8 @@ import typer
 from potstill.validate.errors import InputError, PotstillError
 
 if TYPE_CHECKING:
+    from potstill.pipeline.estimate import Plan
+    from potstill.pipeline.ledger import Ledger
     from potstill.pipeline.recipe import Recipe
 
 app = typer.Typer(
@@ -86,6 +89,8 @@ def compress(
     mapping = _mapping(task, teacher, weights, eval_, columns, max_length, max_drop, seed)
     mapping["data"]["train"] = train
     mapping["stages"] = [{"distill": {} if epochs is None else {"epochs": epochs}}]
+    if student_weights and not student:
+        raise InputError("--student-weights are weights for --student package.module:factory; say which")
     if student:
         mapping["student"] = _student(student, student_weights)
     _walk(_build(mapping, {"stages.0.distill.epochs": "--epochs"}), out, as_json)
@@ -116,6 +121,8 @@ def export(
     from potstill.pipeline.starter import task_of
     from potstill.validate.checkpoint import Checkpoint
 
+    if teacher_weights and not teacher:
+        raise InputError("--teacher-weights are weights for --teacher package.module:factory; say which")
     judge = (teacher, teacher_weights) if teacher else (checkpoint, weights)
     mapping = _mapping(
         task or task_of(Checkpoint(checkpoint, weights)), judge[0], judge[1], eval_, columns, max_length, max_drop, seed
@@ -240,8 +247,8 @@ def _student(text: str, weights: Path | None) -> dict[str, Any]:
     """`layers=3,hidden=192` or a checkpoint."""
     from potstill.pipeline.recipe import parse_pairs
 
-    if "=" in text:
-        return parse_pairs(text)
+    if "=" in text and not Path(text).exists():
+        return parse_pairs(text) | ({"weights": str(weights)} if weights else {})
     return {"checkpoint": text} | ({"weights": str(weights)} if weights else {})
 
 
@@ -280,9 +287,15 @@ def _walk(recipe: "Recipe", out: Path, as_json: bool, dry_run: bool = False) -> 
     """Walk a recipe, or print its plan; the ledger and the report are written whatever the gates say."""
     from potstill.pipeline.walk import plan, walk
 
-    result = plan(recipe, out, quiet=as_json) if dry_run else walk(recipe, out, quiet=as_json)
+    if dry_run:
+        result: Plan | Ledger = plan(recipe, out, quiet=as_json)
+        failure = None
+    else:
+        result, failure = walk(recipe, out, quiet=as_json)
     if as_json:
         _print_json(result.to_json())
+    if failure:
+        raise failure
 
 
 def _print_json(value: Any) -> None:
@@ -328,9 +341,9 @@ def call(words: Sequence[str]) -> int:
 
 
 def _say(error: BaseException, code: int, text: str | None = None) -> int:
-    """One sentence on standard error, or the traceback with --debug; the exit code."""
+    """One sentence on standard error, after the traceback with --debug; the exit code."""
     if _state["debug"]:
-        raise error
+        traceback.print_exception(error)
     typer.secho(f"potstill: {text or error}", fg=typer.colors.RED, err=True)
     return code
 

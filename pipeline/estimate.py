@@ -2,9 +2,10 @@
 
 import copy
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def estimate(run: Run) -> Plan:
     student = material.new_student() if fresh and left else material.teacher
     steps = [Step(step.step, _what(run, step.step), step.done, 0.0) for step in planned]
     if left:
-        costs = _costs(run, student, device)
+        costs = _costs(run, student, device, {step.step for step in planned if not step.done})
         steps = [replace(step, seconds=0.0 if step.done else costs(step.name)) for step in steps]
     return Plan(
         steps=steps,
@@ -142,8 +143,8 @@ def _what(run: Run, step: str) -> str:
     }.get(step, "quantise, judge in ONNX Runtime, profile")
 
 
-def _costs(run: Run, student: Model, device: torch.device) -> Callable[[str], float]:
-    """Seconds of each step, from timed batches."""
+def _costs(run: Run, student: Model, device: torch.device, left: set[str]) -> Callable[[str], float]:
+    """Seconds of each step, from timed batches; a training is timed only if it is left to do."""
     material = run.material
     examples = len(material.eval)
     teacher_seconds = _predicting(run, material.teacher, device) * examples
@@ -151,7 +152,8 @@ def _costs(run: Run, student: Model, device: torch.device) -> Callable[[str], fl
     exporting = EXPORT_SECONDS + EXPORT_SECONDS_PER_MB * student.parameters * 4 / 1e6
     seconds = {"0-teacher": teacher_seconds, "1-student": student_seconds, "graph": exporting, "reference": exporting}
     for index, (spec, stage) in enumerate(zip(run.recipe.stages, run.recipe.build_stages(STAGES), strict=True)):
-        seconds[f"{index + 2}-{spec.name}"] = _training(run, stage, student, device) + student_seconds
+        if f"{index + 2}-{spec.name}" in left:
+            seconds[f"{index + 2}-{spec.name}"] = _training(run, stage, student, device) + student_seconds
     one_by_one = _predicting(run, student, torch.device("cpu"), batch=1) * examples if run.recipe.targets else 0.0
     return lambda step: seconds.get(step, one_by_one + exporting)
 
@@ -183,11 +185,16 @@ def _typical(examples: Examples, size: int, length_of: str | None) -> list[int]:
     """Indices of a batch of usual cost: of texts, which are batched by length, those around the mean length."""
     if length_of is None:
         return list(range(size))
-    lengths = np.array([len(text) for text in examples.rows(range(len(examples)))[length_of]])
-    order = np.argsort(lengths, kind="stable")
-    middle = int(np.searchsorted(lengths[order], lengths.mean()))
+    order = _by_length(examples, length_of)
+    lengths = [len(text) for text in examples.rows(order)[length_of]]
+    middle = int(np.searchsorted(lengths, np.mean(lengths)))
     start = max(0, min(middle - size // 2, len(order) - size))
-    return [int(i) for i in order[start : start + size]]
+    return order[start : start + size]
+
+
+def _by_length(examples: Examples, column: str) -> list[int]:
+    """Indices of texts from short to long."""
+    return [int(i) for i in np.argsort([len(text) for text in examples.rows(range(len(examples)))[column]])]
 
 
 def _training(run: Run, stage: Distill, student: Model, device: torch.device) -> float:
@@ -200,26 +207,32 @@ def _training(run: Run, stage: Distill, student: Model, device: torch.device) ->
             Lesson(run.material.task, run.material.teacher, train, held_out, run.recipe.seed, Path(work)), student
         )
     teacher = Teacher(run.material.teacher, device)
-    typical = _typical(train, min(stage.batch_size, len(train)), run.material.task.length_of)
+    column, size = run.material.task.length_of, min(stage.batch_size, len(train))
+    typical = _typical(train, size, column)
 
-    def step() -> None:
-        batch = collate([("train", i) for i in typical])
+    def step(indices: Sequence[int] = typical) -> None:
+        batch = collate([("train", i) for i in indices])
         logits = module(*[tensor.to(device) for tensor in batch["student"]])
         theirs = teacher([tensor.to(device) for tensor in batch["teacher"]])
         (soft_loss(logits, theirs, stage.temperature) + hard_loss(logits, batch["labels"].to(device))).backward()
         optimizer.step()
         optimizer.zero_grad()
 
+    if column:  # the longest texts decide the memory, the usual ones the time
+        step(_by_length(train, column)[-size:])
     return _timed(step) * stage.steps(len(train))
 
 
 def _memory_used(device: torch.device) -> int:
-    """Peak so far: the timed batches have been as large as any will be."""
+    """Peak so far: a batch as large as any was trained on."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _memory_free(device: torch.device) -> int:

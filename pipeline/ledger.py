@@ -1,6 +1,6 @@
 """The ledger: the scorecards of a run in order, with size, cost and time, so that one reads which step lost what."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill.targets.measurement import Comparison, Measurement
-from potstill.validate.files import read_json, write_json
+from potstill.validate.files import write_json
 from potstill.validate.gate import Verdict
 from potstill.validate.scorecard import Scorecard
 
@@ -64,6 +64,7 @@ class Ledger:
         versions: of the packages that matter.
         comparison: the teacher's own float32 ONNX (named `teacher`, first) and the packages (named by target), timed in
             turn on this machine; None where nothing was profiled.
+        warnings: what a reader should know of the data.
     """
 
     recipe: dict[str, Any]
@@ -71,6 +72,7 @@ class Ledger:
     machine: dict[str, str]
     versions: dict[str, str]
     comparison: Comparison | None = None
+    warnings: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The ledger as plain data, for `ledger.json` and `--json`."""
@@ -90,13 +92,6 @@ class Ledger:
     def failed(self) -> list[Entry]:
         """Entries whose gate did not let them pass."""
         return [entry for entry in self.entries if entry.verdict and not entry.verdict.passed]
-
-
-def read_ledger(path: Path) -> Ledger:
-    """The ledger that `write` wrote."""
-    plain = read_json(path)
-    plain.pop("format")
-    return TypeAdapter(Ledger).validate_python(plain)
 
 
 def print_ledger(ledger: Ledger, console: Console) -> None:
@@ -123,9 +118,7 @@ def _row(entry: Entry, ledger: Ledger) -> list[str]:
         f"{card.value * 100:.1f}\n[dim]\\[{card.interval.low * 100:.1f}, {card.interval.high * 100:.1f}][/]",
         f"{card.difference * 100:+.1f}\n[dim]\\[{apart.low * 100:+.1f}, {apart.high * 100:+.1f}][/]" if judged else "",
         size_in_words(entry.size_bytes) + (f"\n[dim]{latency:.3g} ms[/]" if latency else ""),
-        f"[{OUTCOME_STYLE[verdict.outcome]}]{gate_in_words(verdict).replace(' (', chr(10) + '(')}[/]"
-        if verdict
-        else "",
+        _gate_cell(verdict) if verdict else "",
         f"{card.agreement:.1%}\n[dim]{card.lost}/{card.gained}[/]" if judged else "",
     ]
 

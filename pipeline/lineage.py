@@ -5,7 +5,20 @@ from typing import Any
 
 from potstill.targets.host import here
 
-VERSIONED = ("potstill", "torch", "transformers", "accelerate", "datasets", "optimum", "onnx", "onnxruntime", "numpy")
+VERSIONED = [
+    "potstill",
+    "torch",
+    "torchvision",
+    "pillow",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "datasets",
+    "optimum",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+]
 
 
 def versions() -> dict[str, str]:

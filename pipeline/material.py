@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from potstill.compress.student import Student
 from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint
-from potstill.validate.data import Examples, check_evaluation_set, load_examples
+from potstill.validate.data import Examples, check_evaluation_set, check_not_empty, load_examples, shared
 from potstill.validate.errors import InputError
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS, Model
 
 HELD_OUT = (0.05, 50, 2000)  # share of the training examples, at least, at most
@@ -22,11 +24,13 @@ class Material:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.task = recipe, TASKS[recipe.task]
+        self.warnings: list[str] = []
 
     @cached_property
     def options(self) -> dict[str, Any]:
         """The task's own options for loading a model."""
         if self.recipe.task == "module":
+            check_not_empty(self.raw_eval)
             return {"example": self.raw_eval.rows([0])}
         return {"max_length": self.recipe.data.max_length} if self.recipe.data.max_length else {}
 
@@ -39,14 +43,14 @@ class Material:
     def teacher(self) -> Model:
         """The teacher."""
         spec = self.recipe.teacher
+        torch.manual_seed(self.recipe.seed)  # for a factory without weights
         return self.task.load(Checkpoint(spec.checkpoint, spec.weights), **self.options)
 
     @cached_property
     def eval(self) -> Examples:
         """The evaluation set."""
-        examples = self.raw_eval
-        if len(examples):
-            examples = examples.with_labels(self.teacher.labels)
+        check_not_empty(self.raw_eval)
+        examples = self.raw_eval.with_labels(self.teacher.labels)
         check_evaluation_set(examples)
         return examples
 
@@ -74,11 +78,14 @@ class Material:
         if source is None:
             return None
         examples = self._examples(source).with_labels(self.teacher.labels)
-        if examples.digest == self.eval.digest:
+        both = shared(self.eval, examples)
+        if both == len(self.eval):
             raise InputError(
-                f"data.{key} and data.eval are the same examples ({examples.name}); a model is judged on "
+                f"all {both} examples of data.eval are in data.{key} ({examples.name}) too; a model is judged on "
                 "examples that neither trained nor calibrated it"
             )
+        if both:
+            self.warnings.append(f"{both} of the {len(self.eval)} evaluation examples are in data.{key} too.")
         if len(examples) < 2:
             raise InputError(f"data.{key} ({examples.name}) holds {len(examples)} examples; at least 2 are needed")
         return examples
@@ -87,13 +94,24 @@ class Material:
         """The student before any training: a cut, a checkpoint, or a copy of the teacher."""
         spec = self.recipe.student
         if spec is None:
-            return copy.deepcopy(self.teacher)
-        return Student(**spec.model_dump())(self.teacher, self.task, self.options, self.recipe.seed)
+            return self._encoding_once(copy.deepcopy(self.teacher))
+        student = Student(**spec.model_dump())(self.teacher, self.task, self.options, self.recipe.seed)
+        try:
+            TorchPredictor(student, "the student", torch.device("cpu"))(self.eval.rows([0]))
+        except RuntimeError as error:
+            raise InputError(f"the student cannot run ({error}); give --student CHECKPOINT, or another cut") from error
+        return self._encoding_once(student)
 
-    def load(self, folder: Path, source: str) -> Model:
-        """A checkpoint that a run made; its encoder is the teacher's own where both encode alike, to encode once."""
-        checkpoint = Checkpoint(source, folder / WEIGHTS) if self.recipe.task == "module" else Checkpoint(str(folder))
-        model = self.task.load(checkpoint, self.teacher.labels, **self.options)
+    def load(self, folder: Path) -> Model:
+        """A checkpoint that a run made. For a module the recipe names the factory, never a file in the folder."""
+        checkpoint = Checkpoint(str(folder))
+        if self.recipe.task == "module":
+            student = self.recipe.student.checkpoint if self.recipe.student else None
+            checkpoint = Checkpoint(student or self.recipe.teacher.checkpoint, folder / WEIGHTS)
+        return self._encoding_once(self.task.load(checkpoint, self.teacher.labels, **self.options))
+
+    def _encoding_once(self, model: Model) -> Model:
+        """The model with the teacher's own encoder where both encode alike."""
         if model.encode.same_as(self.teacher.encode):
             model.encode = self.teacher.encode
         return model

@@ -18,11 +18,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from potstill.pipeline import yaml_lines
 from potstill.pipeline.yaml_lines import Place, Problem, check, close_to, dotted, in_words, parse
 from potstill.validate.checkpoint import is_factory
-from potstill.validate.data import split_key
+from potstill.validate.data import READERS, split_key
 from potstill.validate.errors import InputError, did_you_mean
 from potstill.validate.gate import parse_limit
 
-DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".npz")
+DATA_SUFFIXES = (*READERS, ".npz")
 
 _Part = TypeVar("_Part", list[Any], dict[str, Any])
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -328,7 +328,9 @@ class _Draft:
             section[str(path[-1])] = found if key is None else f"{found}:{key}"
         targets = self._part("targets", list)
         for i, target in enumerate(targets):
-            if isinstance(target, str) and target.endswith(".yaml"):
+            if target in targets[:i]:
+                self._report(("targets", i), f"{target!r} is given twice")
+            elif isinstance(target, str) and target.endswith(".yaml"):
                 targets[i] = self._resolve(("targets", i), target, must_exist=True)
             elif isinstance(target, str) and target and target not in self.target_names:
                 self._report(("targets", i), f"unknown target {target!r}{did_you_mean(target, [*self.target_names])}")

@@ -248,7 +248,9 @@ def unchecked(ledger: Ledger) -> list[str]:
         elif not entry.as_target:
             told.append(f"{entry.name}: no time or memory on a device of the target; they are of this machine.")
     named = {entry.name for entry in packages}
-    told += [f"{name}: no package was made." for name in ledger.recipe.get("targets", ()) if name not in named]
+    wanted = [Path(name).stem if name.endswith(".yaml") else name for name in ledger.recipe.get("targets", ())]
+    told += [f"{name}: no package was made." for name in wanted if name not in named]
+    told += ledger.warnings
     cut = [(entry.name, entry.scorecard) for entry in ledger.entries if entry.scorecard.truncated]
     told += [
         f"{name}: {card.truncated:,} of {card.examples:,} examples were cut to the longest input." for name, card in cut

@@ -51,7 +51,7 @@ class Run:
     """A recipe at work in a folder.
 
     The folder:
-        stages/      one folder for each step and its settings: a checkpoint, its scorecard, its log
+        stages/      one folder for each step and its settings: a checkpoint and its log, or a scorecard
         student/     the checkpoint that passed last
         packages/    one folder for each target
         ledger.json, report.html, recipe.yaml
@@ -67,27 +67,26 @@ class Run:
         self.comparison: Comparison | None = None
 
     def plan(self) -> list[Planned]:
-        """The steps in order, each with its key and whether it is done."""
-        material, recipe = self.material, self.recipe
-        teacher, make = material.teacher.checkpoint, self.cache.key
+        """The steps in order, each with its key and whether it is done.
+
+        A step hangs on the models and examples that made it, not on the evaluation set: more evaluation
+        examples judge the same student anew and train nothing again.
+        """
+        material, recipe, make = self.material, self.recipe, self.cache.key
+        seed = recipe.seed
         key = make(
-            "teacher",
-            source=teacher.source,
-            sha256=teacher.digest(),
-            eval=material.eval.digest,
-            max_length=recipe.data.max_length,
-            task=recipe.task,
+            "teacher", task=recipe.task, max_length=recipe.data.max_length, model=_identity(material.teacher, seed)
         )
+        teacher = key
         steps = [self._planned("0-teacher", key)]
         if recipe.student:
             spec = recipe.student
             digest = Checkpoint(spec.checkpoint, spec.weights).digest() if spec.checkpoint else None
-            settings = spec.model_dump(mode="json")
-            key = make("student", previous=key, settings=settings, sha256=digest, seed=recipe.seed)
+            key = make("student", previous=key, settings=spec.model_dump(mode="json"), sha256=digest, seed=seed)
             steps.append(self._planned("1-student", key))
         for index, stage in enumerate(recipe.stages):
             train = material.lesson_examples[0].digest
-            key = make(stage.name, previous=key, settings=stage.settings, train=train, seed=recipe.seed)
+            key = make(stage.name, previous=key, settings=stage.settings, train=train, seed=seed)
             steps.append(self._planned(f"{index + 2}-{stage.name}", key))
         if recipe.targets:
             samples = material.samples.digest
@@ -95,16 +94,20 @@ class Run:
             steps.append(self._planned("graph", key))
             for name in recipe.targets:
                 target = load_target(name).model_dump(mode="json")
-                step_key = make("package", graph=key, target=target, gate=str(self.gate), seed=recipe.seed)
+                gate, judged_on = str(self.gate), material.eval.digest
+                step_key = make("package", graph=key, target=target, gate=gate, eval=judged_on, seed=seed)
                 manifest = self.out / "packages" / target["id"] / MANIFEST
                 done = manifest.is_file() and read_json(manifest).get("key") == step_key
                 steps.append(Planned(target["id"], step_key, done))
-            key = make("reference", teacher=steps[0].key, opset=OPSET, samples=samples)
-            steps.append(self._planned("reference", key))
+            steps.append(self._planned("reference", make("reference", teacher=teacher, opset=OPSET, samples=samples)))
         return steps
 
     def _planned(self, step: str, key: str) -> Planned:
         return Planned(step, key, self.cache.done(step, key))
+
+    def _judged_key(self, key: str) -> str:
+        """The key of a model's scorecard, from the model's and the teacher's keys and the evaluation set."""
+        return self.cache.key("judged", model=key, teacher=self.keys["0-teacher"], eval=self.material.eval.digest)
 
     def __call__(self) -> None:
         """Walk the road; what is done already is taken from the run's folder.
@@ -124,24 +127,22 @@ class Run:
 
     def ledger(self) -> Ledger:
         """What is known so far."""
-        return Ledger(self.plain, self.entries, lineage.machine(), lineage.versions(), self.comparison)
+        warnings = self.material.warnings
+        return Ledger(self.plain, self.entries, lineage.machine(), lineage.versions(), self.comparison, list(warnings))
 
     # The steps.
 
     def _teacher(self, step: str) -> None:
         """Predict the evaluation set with the teacher, once."""
         teacher, key = self.material.teacher, self.keys[step]
+        name = _short(teacher.checkpoint.source)
         if not self.cache.done(step, key):
-            self._say("teacher", _short(teacher.checkpoint.source))
-            started = time.monotonic()
-            with self.cache.making(step, key) as (folder, record):
-                logits, card = self._judge(TorchPredictor(teacher, "the teacher", best_device()), None)
-                np.save(folder / "logits.npy", logits)
-                float32 = teacher.parameters * 4  # bytes of the weights as they run
-                record |= {"scorecard": card.to_json(), "size_bytes": float32, "seconds": time.monotonic() - started}
-        place = self.cache.place(step, key)
-        self.teacher_logits: NDArray[np.float32] = np.load(place / "logits.npy", mmap_mode="r")
-        self._enter("teacher", "teacher", _short(teacher.checkpoint.source), teacher, place)
+            with self.cache.making(step, key) as (_folder, record):
+                record |= {"size_bytes": teacher.parameters * 4, "seconds": 0.0}  # bytes of the weights as they run
+        self._say("teacher", name)
+        judged = self._judged(teacher, key, "teacher")
+        self.teacher_logits: NDArray[np.float32] = np.load(judged / "logits.npy", mmap_mode="r")
+        self._enter("teacher", "teacher", name, teacher, self.cache.place(step, key), judged)
 
     def _student(self, step: str) -> Model:
         """The student before training; the teacher itself when no student is asked for."""
@@ -151,12 +152,13 @@ class Run:
         settings = spec.model_dump(mode="json", exclude_none=True)
         what = _short(Student(**spec.model_dump()).in_words(self.material.teacher))
         model, place = self._made(step, "student", what, settings, lambda: (self.material.new_student(), None))
-        self._enter("student", "start" if stages else "stage", what, model, place)
+        judged = self._judged(model, self.keys[step], "student")
+        self._enter("student", "start" if stages else "stage", what, model, place, judged)
         self._stop_if_failed()
         return model
 
     def _stage(self, step: str, name: str, stage: Any, model: Model) -> Model:
-        """One stage: train, predict, judge, gate."""
+        """One stage: train, judge, gate."""
         train, held_out = self.material.lesson_examples
         settings = TypeAdapter(type(stage)).dump_python(stage, mode="json")
         what, work = _in_words(settings), self.cache.folder / f"{WORK}{step}-{self.keys[step][:10]}"
@@ -164,7 +166,7 @@ class Run:
         lesson = Lesson(self.material.task, self.material.teacher, train, held_out, self.recipe.seed, work)
         trained, place = self._made(step, name, what, settings, lambda: (model, stage(model, lesson)))
         shutil.rmtree(work)
-        self._enter(name, "stage", what, trained, place)
+        self._enter(name, "stage", what, trained, place, self._judged(trained, self.keys[step], name))
         self._stop_if_failed()
         return trained
 
@@ -176,7 +178,7 @@ class Run:
         settings: dict[str, Any],
         make: Callable[[], tuple[Model, Log | None]],
     ) -> tuple[Model, Path]:
-        """A step's checkpoint, made and judged now or taken from the cache."""
+        """A step's checkpoint, made now or taken from the cache."""
         key = self.keys[step]
         if not self.cache.done(step, key):
             self._say(name, what)
@@ -186,17 +188,15 @@ class Run:
                 checkpoint = folder / "checkpoint"
                 checkpoint.mkdir()
                 model.save(checkpoint)
-                logits, card = self._judge(TorchPredictor(model, f"the {name}", best_device()), self.teacher_logits)
-                np.save(folder / "logits.npy", logits)
-                record |= {"scorecard": card.to_json(), "size_bytes": size_bytes(checkpoint / WEIGHTS), "log": log}
-                record |= {"seconds": time.monotonic() - started, "source": model.checkpoint.source}
+                record |= {"size_bytes": size_bytes(checkpoint / WEIGHTS), "log": log}
+                record["seconds"] = time.monotonic() - started
                 own = read_json(checkpoint / RECORD) if (checkpoint / RECORD).is_file() else {}
                 stage = {"name": name, "settings": settings, "seconds": record["seconds"]}
                 write_json(checkpoint / RECORD, own | self._lineage([*self.made, stage]))
         place = self.cache.place(step, key)
         record = read_json(place / "record.json")
         self.made.append({"name": name, "settings": settings, "seconds": record["seconds"]})
-        return self.material.load(place / "checkpoint", record["source"]), place
+        return self.material.load(place / "checkpoint"), place
 
     def _packages(self, model: Model) -> None:
         """A package for each target, all of them before a failed gate stops the run; then all timed in turn."""
@@ -204,7 +204,10 @@ class Run:
         packages = [self._package(model, name, graph, parity) for name in self.recipe.targets]
         reference, threads = self._reference(), self.recipe.profile.threads or 1
         self.comparison = self._measured(
-            "comparison", packages, Comparison, lambda: local.compare([reference, *packages], threads=threads)
+            "comparison",
+            packages,
+            Comparison,
+            lambda: local.compare([reference, *packages], runs=self.recipe.profile.runs, threads=threads),
         )
         self._stop_if_failed()
 
@@ -259,6 +262,17 @@ class Run:
 
     # Measuring, judging and recording.
 
+    def _judged(self, model: Model, key: str, name: str) -> Path:
+        """The folder with a model's logits and scorecard on the evaluation set, made now or before."""
+        key = self._judged_key(key)
+        if not self.cache.done("judged", key):
+            with self.cache.making("judged", key) as (folder, record):
+                teacher = None if name == "teacher" else self.teacher_logits
+                logits, card = self._judge(TorchPredictor(model, f"the {name}", best_device()), teacher)
+                np.save(folder / "logits.npy", logits)
+                record["scorecard"] = card.to_json()
+        return self.cache.place("judged", key)
+
     def _measured(self, name: str, packages: list[Path], kind: Any, measure: Callable[[], Any]) -> Any:
         """A measurement of packages, taken again only when a file, the settings or the machine changed."""
         key = self.cache.key(
@@ -284,10 +298,10 @@ class Run:
         truncated = predictor.encode.truncated - before
         return logits, judge(logits, logits if teacher is None else teacher, examples.labels, examples.name, truncated)
 
-    def _enter(self, name: str, kind: Any, what: str, model: Model, place: Path) -> None:
+    def _enter(self, name: str, kind: Any, what: str, model: Model, place: Path, judged: Path) -> None:
         """Add a checkpoint's step to the ledger."""
         record = read_json(place / "record.json")
-        card = scorecard_from_json(record["scorecard"])
+        card = scorecard_from_json(read_json(judged / "record.json")["scorecard"])
         self.entries.append(
             Entry(
                 name=name,
@@ -342,6 +356,14 @@ class Run:
 
     def _say(self, step: str, what: str) -> None:
         self.console.print(f"[bold]{step}[/] [dim]{what}[/]", highlight=False)
+
+
+def _identity(model: Model, seed: int) -> list[Any]:
+    """What a loaded teacher is: its content; for a hub name the revision; for a factory without weights the seed."""
+    checkpoint = model.checkpoint
+    revision = getattr(getattr(model.core, "config", None), "_commit_hash", None)
+    drawn = seed if checkpoint.is_factory and not checkpoint.weights else None
+    return [checkpoint.source, checkpoint.digest(), revision, drawn]
 
 
 def _short(source: str) -> str:

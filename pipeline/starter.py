@@ -9,7 +9,7 @@ from potstill.pipeline.recipe import load_recipe, parse_pairs
 from potstill.pipeline.stages import STAGES
 from potstill.targets.host import runs_here
 from potstill.targets.target import load_target, target_names
-from potstill.validate.checkpoint import Checkpoint, open_folder
+from potstill.validate.checkpoint import Checkpoint, open_folder, reading_weights
 from potstill.validate.errors import InputError
 from potstill.validate.files import write_text
 
@@ -91,7 +91,9 @@ def task_of(checkpoint: Checkpoint) -> str:
         return "module"
     from transformers import AutoConfig
 
-    names = AutoConfig.from_pretrained(open_folder(checkpoint)).architectures or [""]
+    with reading_weights(checkpoint):
+        config = AutoConfig.from_pretrained(open_folder(checkpoint), trust_remote_code=False)
+    names = config.architectures or [""]
     for ending, task in (
         ("ForSequenceClassification", "text-classification"),
         ("ForImageClassification", "image-classification"),

@@ -1,5 +1,6 @@
 """What the telling verbs print: targets, a measurement, the doctor's findings."""
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -11,15 +12,26 @@ from potstill.targets.target import Target, describe
 console = Console()
 
 
+def _table(title: str, caption: str | None = None, show_header: bool = True) -> Table:
+    """A table without walls, which leaves an 80-column terminal to the words."""
+    return Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=show_header,
+        pad_edge=False,
+    )
+
+
 def print_targets(known: list[Target]) -> None:
     """All targets, and which of them this machine computes like."""
-    table = Table(
-        title="Targets",
-        title_justify="left",
-        caption="potstill targets NAME shows each value with its source",
-        caption_justify="left",
+    table = _table(
+        "Targets", "alike: this machine computes as the target does; potstill targets NAME shows every value"
     )
-    for heading in ("name", "what it is", "convolutions", "matrix products", "this machine computes alike"):
+    table.add_column("name", no_wrap=True)
+    for heading in ("what it is", "conv", "matmul", "alike"):
         table.add_column(heading)
     for target in known:
         same, _ = runs_here(target)
@@ -35,9 +47,9 @@ def print_targets(known: list[Target]) -> None:
 
 def print_target(target: Target) -> None:
     """One target, each value with its source."""
-    table = Table(title=f"{target.id}: {target.title}", title_justify="left")
-    for heading in ("value of", "is", "source"):
-        table.add_column(heading, overflow="fold")
+    table = _table(f"{target.id}: {target.title}")
+    for heading, ratio in (("value of", 3), ("is", 2), ("source", 4)):
+        table.add_column(heading, overflow="fold", ratio=ratio)
     for row in describe(target):
         table.add_row(*row)
     console.print(table)
@@ -47,13 +59,11 @@ def print_target(target: Target) -> None:
 def print_measurement(measurement: Measurement) -> None:
     """What a package costs, each figure with its unit and how it was taken."""
     where = measurement.where
-    table = Table(
-        title=f"{measurement.package}, {measurement.kind} on {where.cpu} ({where.system}, {where.cores} cores)",
-        title_justify="left",
-        caption_justify="left",
+    shapes = ", ".join(f"{name} {shape}" for name, shape in measurement.inputs.items())
+    table = _table(
+        f"{measurement.package}, {measurement.kind} on {where.cpu} ({where.system}, {where.cores} cores)",
+        f"{measurement.runs} runs after {measurement.warmup} to warm up, {measurement.threads} threads, input {shapes}",
         show_header=False,
-        caption=f"{measurement.runs} runs after {measurement.warmup} to warm up, {measurement.threads} threads, "
-        f"input {', '.join(f'{name} {shape}' for name, shape in measurement.inputs.items())}",
     )
     cold = "from disk" if measurement.page_cache_dropped else "the file may have been in the page cache"
     memory = "not available" if measurement.peak_memory_mb is None else f"{measurement.peak_memory_mb:.1f} MB"
@@ -75,7 +85,7 @@ def print_measurement(measurement: Measurement) -> None:
     console.print(table)
     for provider in measurement.missing_providers:
         console.print(f"[bold yellow]{provider} is not here[/]: the target wants it, and the CPU ran instead")
-    operators = Table(title="Time by operator", title_justify="left")
+    operators = _table("Time by operator")
     for heading in ("operator", "nodes", "share", "provider"):
         operators.add_column(heading, justify="right" if heading in ("nodes", "share") else "left")
     for one in measurement.operators[:12]:
@@ -87,8 +97,10 @@ def print_measurement(measurement: Measurement) -> None:
 
 def print_findings(findings: list[Finding]) -> None:
     """The doctor's table."""
-    table = Table(title="Doctor", title_justify="left")
-    for heading in ("", "what", "found", "to get it"):
+    table = _table("Doctor")
+    table.add_column("")
+    table.add_column("what", no_wrap=True)
+    for heading in ("found", "to get it"):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         mark = "[green]✓[/]" if finding.ok else "[yellow]–[/]" if finding.optional else "[bold red]✗[/]"

@@ -11,11 +11,11 @@ from potstill.pipeline.ledger import Ledger, print_ledger
 from potstill.pipeline.recipe import Recipe
 from potstill.pipeline.report import write_report
 from potstill.pipeline.run import Run
-from potstill.validate.errors import GateFailed
+from potstill.validate.errors import PotstillError
 from potstill.validate.files import write_text
 
 
-def walk(recipe: Recipe, out: Path, quiet: bool = False) -> Ledger:
+def walk(recipe: Recipe, out: Path, quiet: bool = False) -> tuple[Ledger, PotstillError | None]:
     """Walk a recipe in a folder and write `recipe.yaml`, `ledger.json` and `report.html` there.
 
     Args:
@@ -23,9 +23,11 @@ def walk(recipe: Recipe, out: Path, quiet: bool = False) -> Ledger:
         out: the run's folder.
         quiet: print nothing on standard output.
 
+    Returns:
+        The ledger, and what stopped the run if something did, such as a `GateFailed`; all that was made is kept.
+
     Raises:
-        GateFailed: a gate did not let a step pass; all that was made is kept, ledger and report included.
-        InputError: the recipe, the data or the folder cannot be used, or the run will not fit.
+        InputError: the recipe, the data or the folder cannot be used, or the run will not fit; nothing was begun.
     """
     console = Console(stderr=quiet)
     with run_folder(out):
@@ -35,19 +37,21 @@ def walk(recipe: Recipe, out: Path, quiet: bool = False) -> Ledger:
         cost.check()
         if cost.seconds:
             console.print(f"[dim]{cost.in_words()}[/]", highlight=False)
-        failure: GateFailed | None = None
+        failure: PotstillError | None = None
         try:
             run()
-        except GateFailed as error:
+        except PotstillError as error:
             failure = error
         ledger = run.ledger()
+        if failure and not ledger.entries:
+            raise failure
         ledger.write(out / "ledger.json")
         write_report(ledger, out / "report.html", title=out.name)
         print_ledger(ledger, console)
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
-        if failure:
-            raise failure
-    return ledger
+        for warning in ledger.warnings:
+            console.print(f"[yellow]{warning}[/]", highlight=False)
+    return ledger, failure
 
 
 def plan(recipe: Recipe, out: Path, quiet: bool = False) -> Plan:

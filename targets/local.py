@@ -67,7 +67,7 @@ def ask_agent(request: dict[str, Any], *, python: str = sys.executable, timeout_
         write_json(file, request)
         try:
             done = subprocess.run(
-                [python, "-I", str(AGENT), str(file)], cwd=folder, capture_output=True, timeout=timeout_s, check=False
+                [python, "-P", str(AGENT), str(file)], cwd=folder, capture_output=True, timeout=timeout_s, check=False
             )
         except subprocess.TimeoutExpired:
             raise Unreachable(

@@ -5,16 +5,18 @@ is named by the user, never read from a file.
 """
 
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from potstill.validate.errors import InputError, Unreachable
-from potstill.validate.files import read_json, sha256_file, sha256_folder
+from potstill.validate.files import read_json, sha256_file, sha256_folder, sha256_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -67,9 +69,14 @@ class Checkpoint:
         return path if path.is_dir() else None
 
     def digest(self) -> str:
-        """SHA-256 of the weights (and of the folder around them); of the name where nothing is local."""
-        if self.weights:
-            return sha256_file(self.weights)
+        """SHA-256 of the content: a folder's files; a factory's weights and the file of its code; else the name.
+
+        What a factory's file imports is not seen.
+        """
+        if self.is_factory:
+            code = inspect.getsourcefile(_imported(self))
+            files = [sha256_file(Path(path)) if path else None for path in (self.weights, code)]
+            return sha256_json([self.source, *files])
         return sha256_folder(self.folder) if self.folder else f"name:{self.source}"
 
 
@@ -136,25 +143,34 @@ def build_module(checkpoint: Checkpoint) -> "nn.Module":
     """
     from torch import nn
 
-    module_name, _, name = checkpoint.source.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        factory: Callable[[], Any] = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"cannot import {checkpoint.source}: {error}; it is looked for in the current folder "
-            "and among the installed packages"
-        ) from error
+    name = checkpoint.source.partition(":")[2]
+    factory: Callable[[], Any] | None = getattr(_imported(checkpoint), name, None)
+    if factory is None:
+        raise InputError(f"cannot import {checkpoint.source}: its module has no {name!r}")
     try:
         module = factory()
-    except TypeError as error:
-        raise InputError(f"{checkpoint.source} cannot be called without arguments: {error}") from error
+    except Exception as error:  # whatever a user's own code raises
+        raise InputError(
+            f"{checkpoint.source} cannot be called without arguments: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(module, nn.Module):
         raise InputError(f"{checkpoint.source} returned {type(module).__name__}, expected a torch.nn.Module")
     if checkpoint.weights:
         _load_weights(module, checkpoint)
     return module.eval()
+
+
+def _imported(checkpoint: Checkpoint) -> ModuleType:
+    """The module of a factory, from the current folder or the installed packages."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(checkpoint.source.partition(":")[0])
+    except Exception as error:  # whatever a user's own code raises
+        raise InputError(
+            f"cannot import {checkpoint.source}: {type(error).__name__}: {error}; it is looked for in the current "
+            "folder and among the installed packages"
+        ) from error
 
 
 def _load_weights(module: "nn.Module", checkpoint: Checkpoint) -> None:

@@ -1,7 +1,9 @@
 """Examples from files or the hub, with the columns a task asks for."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +16,7 @@ from potstill.validate.errors import InputError, Unreachable, did_you_mean
 from potstill.validate.files import sha256_file, sha256_folder, sha256_json
 
 Rows = Mapping[str, Any]
+TEXT_TYPES = ("string", "large_string")
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
@@ -90,29 +93,31 @@ class Examples:
 def _indices(examples: Examples, names: tuple[str, ...]) -> NDArray[np.int64]:
     """Labels as indices into `names`; see `Examples.with_labels`."""
     labels, own = examples.labels, examples.label_names
-    generic = all(name == f"LABEL_{i}" for i, name in enumerate(names)) or all(n == str(i) for i, n in enumerate(names))
-    if own and not generic and set(own) != set(names):
+    generic = all(name in (f"LABEL_{i}", str(i)) for i, name in enumerate(names))
+    place = {name.casefold(): i for i, name in enumerate(names)}  # POSITIVE and positive are one class
+    if len(place) < len(names):
+        place = {name: i for i, name in enumerate(names)}
+    if own and not generic and {_as_in(place, name) for name in own} != set(place):
         raise InputError(
             f"{examples.name} names the classes {_few(own)}, the model {_few(names)}; they must be the same classes"
         )
     if own and generic and len(own) != len(names):
         raise InputError(f"{examples.name} has {len(own)} classes ({_few(own)}), the model {len(names)}")
     if labels.dtype.kind in "OUS":
-        place = {name: i for i, name in enumerate(names)}
-        unknown = sorted({str(v) for v in labels if v not in place})
+        unknown = sorted({str(value) for value in labels if _as_in(place, str(value)) not in place})
         if unknown:
             raise InputError(
                 f"{examples.name} has labels that the model does not know: {_few(unknown)}; "
                 f"the model's classes are {_few(names)}"
             )
-        return np.array([place[str(v)] for v in labels], dtype=np.int64)
+        return np.array([place[_as_in(place, str(value))] for value in labels], dtype=np.int64)
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise InputError(
             f"labels of {examples.name} are {labels.dtype} of shape {labels.shape}; "
             "expected whole numbers or class names, one for each example"
         )
     if own and not generic:
-        return np.array([names.index(own[label]) for label in labels], dtype=np.int64)
+        return np.array([place[_as_in(place, own[label])] for label in labels], dtype=np.int64)
     outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
     if len(outside):
         raise InputError(
@@ -123,8 +128,51 @@ def _indices(examples: Examples, names: tuple[str, ...]) -> NDArray[np.int64]:
     return whole
 
 
+def _as_in(place: Mapping[str, int], name: str) -> str:
+    """A class name in the spelling of `place`: as it is, else without regard to case."""
+    return name if name in place else name.casefold()
+
+
 def _few(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def check_not_empty(examples: Examples) -> None:
+    """Refuse a set without examples.
+
+    Raises:
+        InputError: it is empty.
+    """
+    if len(examples) == 0:
+        raise InputError(f"the evaluation set {examples.name} is empty")
+
+
+def shared(one: Examples, other: Examples) -> int:
+    """How many examples of `one` are in `other` too, by their features, to the byte."""
+    return sum((Counter(_prints(one)) & Counter(_prints(other))).values())
+
+
+def _prints(examples: Examples) -> Iterator[bytes]:
+    """A hash of each example's features."""
+    table: Any = examples.table
+    if isinstance(table, Arrays):
+        columns = list(table.columns.values())
+    else:
+        import datasets
+
+        for name, feature in table.features.items():
+            if isinstance(feature, datasets.Image):
+                table = table.cast_column(name, datasets.Image(decode=False))
+        columns = [table[name] for name in table.column_names]
+    for values in zip(*columns, strict=True):
+        yield hashlib.sha1(b"\0".join(map(_bytes, values)), usedforsecurity=False).digest()
+
+
+def _bytes(value: Any) -> bytes:
+    """A feature as bytes: an array's, an image file's, a text's."""
+    if isinstance(value, dict):
+        return value["bytes"] or Path(value["path"]).read_bytes()
+    return value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
 
 
 def check_evaluation_set(examples: Examples) -> None:
@@ -133,8 +181,7 @@ def check_evaluation_set(examples: Examples) -> None:
     Raises:
         InputError: the set is empty or holds one class only.
     """
-    if len(examples) == 0:
-        raise InputError(f"the evaluation set {examples.name} is empty")
+    check_not_empty(examples)
     if len(np.unique(examples.labels)) == 1:
         raise InputError(
             f"the evaluation set {examples.name} holds one class only ({examples.labels[0]}); "
@@ -254,7 +301,9 @@ def _from_hub(name: str, split: str, features: Sequence[str], columns: Mapping[s
     with _quiet_datasets():
         try:
             table = datasets.load_dataset(name, split=split)
-        except (ValueError, OSError, ConnectionError, RuntimeError) as error:
+        except ValueError as error:
+            raise InputError(f"the hub dataset {name!r} cannot be read: {error}") from error
+        except (OSError, ConnectionError, RuntimeError) as error:
             raise Unreachable(f"{name!r} is no file here, and the hub did not give it: {error}") from error
     return _from_table(f"{name}:{split}", table, features, columns, f"hub:{name}:{split}:{table._fingerprint}")
 
@@ -271,6 +320,13 @@ def _from_table(name: str, table: Any, features: Sequence[str], columns: Mapping
         nulls = table.data.column(column).null_count
         if nulls:
             raise InputError(f"{name}: column {column!r} has {nulls} missing values of {len(table)}")
+    for feature in features:
+        kind = table.features[wanted[feature]]
+        right = isinstance(kind, datasets.Image) if feature == "image" else getattr(kind, "dtype", "") in TEXT_TYPES
+        if not right:
+            raise InputError(
+                f"{name}: column {wanted[feature]!r} holds {kind}, expected {feature}; say another --columns"
+            )
     table = table.select_columns([wanted[f] for f in features])
     table = table.rename_columns({wanted[f]: f for f in features if wanted[f] != f})
     names = tuple(label.names) if isinstance(label, datasets.ClassLabel) else None

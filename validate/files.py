@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ASIDE = ".potstill-"  # starts the name of a folder that is being built
+
 
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
@@ -61,10 +63,10 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """A folder to fill; it takes the name `target` only if the block ends without an error.
 
     An older folder of that name is replaced. The work happens beside it, so a killed process leaves
-    only a folder whose name starts with a dot.
+    only a folder whose name starts with `ASIDE`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{ASIDE}{target.name}."))
     aside.chmod(0o755)
     try:
         yield aside
@@ -75,7 +77,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         path.chmod(0o755 if path.is_dir() else 0o644)
     old = None
     if target.exists():
-        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{ASIDE}{target.name}.old."))
         target.replace(old / "folder")
     aside.replace(target)
     if old:

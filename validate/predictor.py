@@ -3,7 +3,6 @@
 Shapes: N examples, B of them in a batch, C classes.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +16,6 @@ from potstill.validate.encoder import Encoder
 from potstill.validate.errors import InputError
 from potstill.validate.progress import track
 from potstill.validate.task import Model
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read by onnxruntime when it is imported
 
 
 class Predictor(Protocol):

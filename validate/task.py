@@ -4,6 +4,7 @@ Shapes: B examples in a batch, C classes.
 A new task is one class here and one line in `TASKS`.
 """
 
+import inspect
 import logging
 import os
 import warnings
@@ -114,17 +115,16 @@ class TextClassification:
 
         core, fresh = _load_classifier(checkpoint, self.word, labels)
         with reading_weights(checkpoint):
-            tokenizer = AutoTokenizer.from_pretrained(open_folder(checkpoint), use_fast=True)
+            tokenizer = AutoTokenizer.from_pretrained(open_folder(checkpoint), trust_remote_code=False)
         if not tokenizer.is_fast:
             raise InputError(
                 f"{checkpoint} has no fast tokenizer (tokenizer.json), which counts what it cuts off; "
                 "save one with AutoTokenizer.from_pretrained(…).save_pretrained(…)"
             )
-        longest = min(
-            max_length, getattr(core.config, "max_position_embeddings", max_length), tokenizer.model_max_length
-        )
+        longest = min(max_length, _positions(core), tokenizer.model_max_length)
         encode = TextEncoder(tokenizer, longest)
-        names = tuple(encode({"text": ["a"]}))
+        taken = inspect.signature(core.forward).parameters
+        names = tuple(name for name in encode({"text": ["a"]}) if name in taken)
         return Model(LogitsOf(core, names).eval(), encode, names, class_names(core.config), checkpoint, core, fresh)
 
 
@@ -141,7 +141,7 @@ class ImageClassification:
 
         core, fresh = _load_classifier(checkpoint, self.word, labels)
         with reading_weights(checkpoint), quiet_transformers():
-            processor = AutoImageProcessor.from_pretrained(open_folder(checkpoint))
+            processor = AutoImageProcessor.from_pretrained(open_folder(checkpoint), trust_remote_code=False)
         names = ("pixel_values",)
         encode = ImageEncoder(processor)
         return Model(LogitsOf(core, names).eval(), encode, names, class_names(core.config), checkpoint, core, fresh)
@@ -191,6 +191,15 @@ TASKS: Mapping[str, Task] = {
 }
 
 
+def _positions(core: nn.Module) -> int:
+    """Tokens that a model has positions for; RoBERTa's first ones are taken by padding."""
+    most = int(getattr(core.config, "max_position_embeddings", None) or 2**30)
+    for name, module in core.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return most - int(module.padding_idx) - 1
+    return most
+
+
 def class_names(config: Any) -> tuple[str, ...]:
     """The class names of a transformers config, in the order of the logits."""
     return tuple(config.id2label[i] for i in range(config.num_labels))
@@ -231,10 +240,14 @@ def _load_classifier(
     where = open_folder(checkpoint)
     auto_class = TasksManager.get_model_class_for_task(word)
     with reading_weights(checkpoint), quiet_transformers():
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        if getattr(config, "problem_type", None) not in (None, "single_label_classification"):
+            raise InputError(f"{checkpoint} is made for {config.problem_type}; {word} gives each example one class")
         if labels is not None:
             _give_labels(config, labels, checkpoint)
-        core, info = auto_class.from_pretrained(where, config=config, dtype=torch.float32, output_loading_info=True)
+        core, info = auto_class.from_pretrained(
+            where, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     missing = sorted(info["missing_keys"])
     head = [key for key in missing if not key.startswith(f"{core.base_model_prefix}.")]
     if info["mismatched_keys"] or (missing and (labels is None or missing != head)):

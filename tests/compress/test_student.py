@@ -113,3 +113,31 @@ def test_a_factory_is_not_cut() -> None:
 def test_a_student_is_one_thing(settings: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="not both|needs layers, hidden or checkpoint"):
         Student(**settings)  # type: ignore[arg-type]
+
+
+def distilbert(folder: Path, bert: Path) -> Path:
+    """A DistilBERT with the tokenizer of the BERT."""
+    from transformers import AutoTokenizer, DistilBertConfig, DistilBertForSequenceClassification
+
+    config = DistilBertConfig(vocab_size=25, dim=32, n_layers=4, n_heads=4, hidden_dim=64, max_position_embeddings=64)
+    DistilBertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bert).save_pretrained(folder)
+    return folder
+
+
+def test_a_distilbert_is_fed_only_what_it_takes_and_cut_whole(text_teacher: Path, tmp_path: Path) -> None:
+    teacher = TEXT.load(Checkpoint(str(distilbert(tmp_path, text_teacher))))
+    assert teacher.input_names == ("input_ids", "attention_mask")
+    student = Student(layers=2, hidden=16)(teacher, TEXT, {}, 0)
+    assert (student.core.config.n_layers, student.core.config.dim, student.core.config.hidden_dim) == (2, 16, 32)
+
+
+def test_an_architecture_that_cannot_be_cut_says_so(text_teacher: Path, tmp_path: Path) -> None:
+    from transformers import SwinConfig, SwinForImageClassification, ViTImageProcessorPil
+
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4)
+    SwinForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    teacher = IMAGE.load(Checkpoint(str(tmp_path)))
+    with pytest.raises(InputError, match="give --student CHECKPOINT"):
+        Student(layers=1)(teacher, IMAGE, {}, 0)

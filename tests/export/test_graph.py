@@ -109,3 +109,11 @@ def test_a_graph_that_computes_something_else_is_an_error(tmp_path: Path) -> Non
         other.core.out.bias.add_(10 * PARITY)  # type: ignore[union-attr,operator]
     with pytest.raises(PotstillError, match="does not compute what torch does: a logit differs by 0.001"):
         check_parity(other, tmp_path / "g.onnx", images())
+
+
+def test_a_graph_that_gives_nan_is_an_error(tmp_path: Path) -> None:
+    broken = module(Net())
+    with torch.no_grad():
+        broken.core.out.bias.fill_(float("nan"))  # type: ignore[union-attr,operator]
+    with pytest.raises(PotstillError, match="does not compute what torch does"):
+        export_graph(broken, images(), tmp_path / "g.onnx", OPSET)

@@ -1,5 +1,6 @@
 """Each kind of bad input: exit 2, one clear sentence, nothing lost, nothing left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -136,7 +138,7 @@ def test_calibration_on_the_evaluation_set(potstill: Potstill, words: dict[str, 
         "--out",
         tmp_path / "out",
     )
-    assert "data.calibrate and data.eval are the same examples" in said
+    assert "all 200 examples of data.eval are in data.calibrate (eval.tsv) too" in said
 
 
 @pytest.mark.parametrize(
@@ -332,5 +334,48 @@ def test_a_module_that_cannot_take_the_data(potstill: Potstill, arrays: Path, tm
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = subprocess.run([POTSTILL, "--debug", "profile", str(tmp_path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "Traceback" in done.stderr
+
+
+def test_a_text_column_that_holds_numbers(potstill: Potstill, words: dict[str, object]) -> None:
+    assert "column 'label' holds Value" in compress(potstill, words, columns="text=label")
+
+
+def test_an_evaluation_set_without_arrays(potstill: Potstill, arrays: Path, tmp_path: Path) -> None:
+    (tmp_path / "models.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Flatten(), nn.Linear(432, 4))\n"
+    )
+    np.savez(tmp_path / "none.npz", x=np.zeros((0, 12, 12, 3)), y=np.zeros(0, dtype=int))
+    data = ("--calibrate", f"{arrays}:train", "--eval", tmp_path / "none.npz", "--out", tmp_path / "out")
+    assert "is empty" in potstill("export", "models:net", "--target", "laptop-x86-vnni", *data, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("code", ["def net(:\n", "def net(): return 1 / 0\n", "raise RuntimeError('mine')\n"])
+def test_a_users_own_code_that_fails(potstill: Potstill, arrays: Path, tmp_path: Path, code: str) -> None:
+    (tmp_path / "models.py").write_text(code)
+    data = ("--calibrate", f"{arrays}:train", "--eval", f"{arrays}:test", "--out", tmp_path / "out")
+    said = potstill("export", "models:net", "--target", "laptop-x86-vnni", *data, cwd=tmp_path)
+    assert "models:net cannot be called" in said or "cannot import models:net" in said
+
+
+def test_a_hub_that_cannot_be_reached(potstill: Potstill, words: dict[str, object], tmp_path: Path) -> None:
+    data = ("--calibrate", words["--train"], "--eval", words["--eval"], "--out", tmp_path / "out")
+    said = potstill("export", "someone/some-model", "--target", "laptop-x86-vnni", *data, code=4)
+    assert "the model hub did not give it" in said
+
+
+def test_a_folder_that_cannot_be_made(potstill: Potstill, words: dict[str, object]) -> None:
+    assert "cannot write in /proc/none" in compress(potstill, words, out="/proc/none")
+
+
+def test_options_that_would_do_nothing(potstill: Potstill, words: dict[str, object]) -> None:
+    assert "both are given" in compress(potstill, words, student_weights="w.th")
+    assert "say which" in compress(potstill, words, student=None, student_weights="w.th")
+
+
+def test_a_failed_gate_still_prints_its_json(words: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
+    words = words | {"--student": "layers=1,hidden=8", "--epochs": "0.2", "--max-drop": "1pp"}
+    options = [str(part) for name, value in words.items() if name != "teacher" for part in (name, value)]
+    assert cli.call(["compress", str(words["teacher"]), *options, "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["entries"][-1]["verdict"]["passed"] is False

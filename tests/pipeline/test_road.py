@@ -381,3 +381,94 @@ def test_init_writes_a_recipe_that_runs(text_teacher: Path, texts: dict[str, Pat
         code=2,
     )
     assert "is there already" in again.stderr
+
+
+def test_more_evaluation_examples_train_nothing_again(run: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    more = tmp_path / "more.tsv"
+    more.write_text(texts["eval"].read_text() + "a very good film\t1\n")
+    words = ("run", run / "recipe.yaml", "--out", run / "out", "--set", f"data.eval={more}", "--dry-run", "--json")
+    done = {step["name"]: step["done"] for step in json.loads(potstill(*words).stdout)["steps"]}
+    assert done["2-distill"]
+    assert done["graph"]
+    assert not done["laptop-x86-vnni"]
+
+
+def test_without_a_student_the_teacher_itself_is_trained_on(
+    text_teacher: Path, texts: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    potstill(
+        "compress",
+        text_teacher,
+        "--task",
+        "text-classification",
+        "--train",
+        texts["train"],
+        "--eval",
+        texts["eval"],
+        "--columns",
+        "text=sentence",
+        "--epochs",
+        "0.5",
+        "--out",
+        tmp_path / "out",
+    )
+    (tmp_path / "out" / ".git").mkdir()  # a user's own folder in the run's folder
+    potstill("run", tmp_path / "out" / "recipe.yaml", "--out", tmp_path / "out")
+    assert (tmp_path / "out" / ".git").is_dir()
+    assert (tmp_path / "out" / "student" / "model.safetensors").is_file()
+
+
+def test_examples_in_both_sets_are_counted(text_teacher: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    leaky = tmp_path / "train.tsv"
+    leaky.write_text(texts["train"].read_text() + "".join(texts["eval"].read_text().splitlines(keepends=True)[1:31]))
+    done = potstill(
+        "compress",
+        text_teacher,
+        "--task",
+        "text-classification",
+        "--train",
+        leaky,
+        "--eval",
+        texts["eval"],
+        "--columns",
+        "text=sentence",
+        "--student",
+        "layers=1",
+        "--epochs",
+        "0.5",
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    (warning,) = json.loads(done.stdout)["warnings"]
+    assert int(warning.split()[0]) >= 30
+    assert "evaluation examples are in data.train too" in warning
+    assert warning in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_target_of_ones_own_with_fixed_shapes_and_integers(modules: Path, tmp_path: Path) -> None:
+    from potstill.targets.target import load_target
+
+    (tmp_path / "mine.yaml").write_text(
+        "id: mine\ntitle: my own chip\nextends: laptop-x86-vnni\nmodel: {shapes: static}\n"
+    )
+    assert load_target(str(tmp_path / "mine.yaml")).model.shapes == "static"
+    potstill(
+        "export",
+        "models:big",
+        "--weights",
+        "big.th",
+        "--target",
+        tmp_path / "mine.yaml",
+        "--calibrate",
+        "data.npz:train",
+        "--eval",
+        "data.npz:test",
+        "--out",
+        tmp_path / "out",
+        cwd=modules,
+    )
+    check_package(tmp_path / "out" / "packages" / "mine")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "packages" / "mine" / "model.onnx")
+    assert session.get_inputs()[0].shape == [1, 12, 12, 3]

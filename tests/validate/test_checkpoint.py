@@ -204,3 +204,15 @@ def test_inputs_that_a_module_does_not_take() -> None:
         MODULE.load(Checkpoint("test_checkpoint:net"), example={"x": np.zeros((1, 5))})
     with pytest.raises(InputError, match=r"x is <U1; expected numbers"):
         MODULE.load(Checkpoint("test_checkpoint:net"), example={"x": np.array([["a"]])})
+
+
+def test_the_digest_of_a_factory_sees_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = tmp_path / "edited_models.py"
+    code.write_text("from torch import nn\ndef net(): return nn.Linear(2, 2)\n")
+    before = Checkpoint("edited_models:net").digest()
+    code.write_text("from torch import nn\ndef net(): return nn.Linear(2, 3)\n")
+    sys.modules.pop("edited_models")
+    assert Checkpoint("edited_models:net").digest() != before

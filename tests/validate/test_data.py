@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from potstill.validate.data import check_evaluation_set, load_examples, split_key
+from potstill.validate.data import Arrays, Examples, check_evaluation_set, load_examples, shared, split_key
 from potstill.validate.errors import InputError, Unreachable
 
 ROWS = [("a fine film", 1), ('dull "plot', 0), ("null", 1)]
@@ -153,3 +153,23 @@ def test_sets_that_cannot_judge(tmp_path: Path) -> None:
         check_evaluation_set(examples)
     with pytest.raises(InputError, match="is empty"):
         check_evaluation_set(examples.take([], "none"))
+
+
+def test_names_that_differ_only_in_case_are_one_class(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nx,negative\ny,POSITIVE\n")
+    examples = load_examples(str(tmp_path / "a.csv"), ("text",), {})
+    assert examples.with_labels(["NEGATIVE", "positive"]).labels.tolist() == [0, 1]
+    with pytest.raises(InputError, match="does not know: 'negative'"):
+        examples.with_labels(["POSITIVE", "positive"])
+
+
+def test_shared_examples_are_counted_whatever_the_format(tmp_path: Path, pictures: dict[str, Path]) -> None:
+    tables = [load_examples(str(write(tmp_path / f"rows{s}")), ("text",), COLUMNS) for s in (".tsv", ".jsonl")]
+    assert shared(*tables) == 3
+    assert shared(tables[0], tables[1].take([1], "one")) == 1
+    x = np.arange(12.0).reshape(6, 2)
+    one = Examples("a", Arrays({"x": x}), np.zeros(6), None, "a")
+    assert shared(one, Examples("b", Arrays({"x": x[::-1][:4] + 0}), np.zeros(4), None, "b")) == 4
+    train, test = (load_examples(str(pictures[name]), ("image",), {}) for name in ("train", "eval"))
+    assert shared(test, test) == 80
+    assert shared(test, train) == 0

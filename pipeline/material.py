@@ -10,7 +10,7 @@ import torch
 
 from potstill.compress.student import Student
 from potstill.pipeline.recipe import Recipe
-from potstill.validate.checkpoint import WEIGHTS, Checkpoint
+from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
 from potstill.validate.data import Examples, check_evaluation_set, check_not_empty, load_examples, shared
 from potstill.validate.errors import InputError
 from potstill.validate.predictor import TorchPredictor
@@ -85,7 +85,7 @@ class Material:
                 "examples that neither trained nor calibrated it"
             )
         if both:
-            self.warnings.append(f"{both} of the {len(self.eval)} evaluation examples are in data.{key} too.")
+            self._warn(f"{both} of the {len(self.eval)} evaluation examples are in data.{key} too.")
         if len(examples) < 2:
             raise InputError(f"data.{key} ({examples.name}) holds {len(examples)} examples; at least 2 are needed")
         return examples
@@ -100,7 +100,14 @@ class Material:
             TorchPredictor(student, "the student", torch.device("cpu"))(self.eval.rows([0]))
         except RuntimeError as error:
             raise InputError(f"the student cannot run ({error}); give --student CHECKPOINT, or another cut") from error
+        if student.fresh:
+            self._warn(f"The student's checkpoint does not hold {some([*student.fresh])}: these started untrained.")
         return self._encoding_once(student)
+
+    def _warn(self, sentence: str) -> None:
+        """Add to what a reader should know, once."""
+        if sentence not in self.warnings:
+            self.warnings.append(sentence)
 
     def load(self, folder: Path) -> Model:
         """A checkpoint that a run made. For a module the recipe names the factory, never a file in the folder."""

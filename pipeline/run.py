@@ -380,10 +380,12 @@ def _in_words(settings: dict[str, Any]) -> str:
 
 def _package_entry(name: str, folder: Path, manifest: dict[str, Any], model: Model, measurement: Measurement) -> Entry:
     """The ledger's entry for a package, from its manifest."""
+    made = manifest["quantization"]
+    left = f", {made['left_float']} of {made['weighted']} weighted nodes in float" if made["left_float"] else ""
     return Entry(
         name=name,
         kind="package",
-        what=manifest["quantization"]["scheme"],
+        what=made["scheme"] + (left if made["scheme"] != "float32" else ""),
         scorecard=scorecard_from_json(manifest["scorecard"]),
         verdict=TypeAdapter(Verdict | None).validate_python(manifest["verdict"]),
         parameters=model.parameters,

@@ -9,7 +9,7 @@ from potstill.pipeline.cache import run_folder
 from potstill.pipeline.estimate import Plan, estimate, print_plan
 from potstill.pipeline.ledger import Ledger, print_ledger
 from potstill.pipeline.recipe import Recipe
-from potstill.pipeline.report import write_report
+from potstill.pipeline.report import unchecked, write_report
 from potstill.pipeline.run import Run
 from potstill.validate.errors import PotstillError
 from potstill.validate.files import write_text
@@ -51,6 +51,9 @@ def walk(recipe: Recipe, out: Path, quiet: bool = False) -> tuple[Ledger, Potsti
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
         for warning in ledger.warnings:
             console.print(f"[yellow]{warning}[/]", highlight=False)
+        open_points = unchecked(ledger)
+        if open_points:
+            console.print(f'{len(open_points)} points stand under "What was not checked" there', highlight=False)
     return ledger, failure
 
 

@@ -98,7 +98,7 @@ def test_compare_takes_turns(make_package: MakePackage) -> None:
     assert second.ratio_high is not None
     assert second.ratio_low <= second.ratio <= second.ratio_high
     assert 0.8 < again.ratio < 1.25
-    assert second.package == str(large)
+    assert second.package == "large"
 
 
 def test_a_large_neighbour_does_not_slow_a_small_model(make_package: MakePackage) -> None:

@@ -61,7 +61,7 @@ class Evil:
 
 def test_a_pickle_that_is_not_plain_tensors_is_refused_and_not_run(tmp_path: Path) -> None:
     Path("/tmp/potstill-was-here").unlink(missing_ok=True)
-    (tmp_path / "w.th").write_bytes(pickle.dumps({"state_dict": Evil()}))
+    (tmp_path / "w.th").write_bytes(pickle.dumps({"state_dict": Evil()}, protocol=2))
     with pytest.raises(InputError, match="cannot read the weights|cannot open"):
         build_module(Checkpoint("test_checkpoint:net", tmp_path / "w.th"))
     torch.save({"state_dict": Evil()}, tmp_path / "w2.th")

@@ -7,12 +7,13 @@
     repeat      the same package profiled twice: ratio of the medians
     judging     seconds to judge 10,000 predictions against seconds to make them
 
-Data: scikit-learn's digits and the demo's models. Prints a table; the last line is JSON.
+Data: scikit-learn's digits and the demo's models. Prints a table; the last line is JSON, kept in `results/road.json` too.
 """
 
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ from potstill.pipeline.walk import walk
 from potstill.targets.local import profile
 from potstill.targets.request import read_package
 from potstill.targets.target import target_names
+from potstill.validate.files import write_json
 from potstill.validate.predictor import TorchPredictor, best_device, predict
 from potstill.validate.scorecard import judge
 
@@ -141,7 +143,10 @@ def main() -> None:
     for key, value in result.items():
         table.add_row(key, f"{value:.3f}")
     console.print(table)
-    print(json.dumps(result | {"machine": machine, "versions": lineage.versions(), "python": sys.version.split()[0]}))
+    record = result | {"machine": machine, "versions": lineage.versions(), "python": sys.version.split()[0]}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    write_json(Path(__file__).parent / "results" / "road.json", record | {"commit": commit.strip() or "unknown"})
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":

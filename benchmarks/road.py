@@ -7,7 +7,7 @@
     repeat      the same package profiled twice: ratio of the medians
     judging     seconds to judge 10,000 predictions against seconds to make them
 
-Data: scikit-learn's digits and the demo's models. Prints a table; the last line is JSON, kept in `results/road.json` too.
+Data: scikit-learn's digits and the demo's models. Prints a table; the last line is JSON, also in `results/road.json`.
 """
 
 import json

@@ -13,7 +13,7 @@ from rich.table import Table
 from potstill.targets.measurement import Comparison, Measurement
 from potstill.validate.files import write_json
 from potstill.validate.gate import Verdict
-from potstill.validate.scorecard import Scorecard
+from potstill.validate.scorecard import Scorecard, scorecard_from_json
 
 OUTCOME_STYLE = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
 
@@ -92,6 +92,38 @@ class Ledger:
     def failed(self) -> list[Entry]:
         """Entries whose gate did not let them pass."""
         return [entry for entry in self.entries if entry.verdict and not entry.verdict.passed]
+
+
+def package_entry(
+    name: str, folder: Path, manifest: dict[str, Any], parameters: int, measurement: Measurement
+) -> Entry:
+    """The entry for a package, from its manifest; `folder` relative to the run's."""
+    made = manifest["quantization"]
+    left = f", {made['left_float']} of {made['weighted']} weighted nodes in float" if made["left_float"] else ""
+    return Entry(
+        name=name,
+        kind="package",
+        what=made["scheme"] + (left if made["scheme"] != "float32" else ""),
+        scorecard=scorecard_from_json(manifest["scorecard"]),
+        verdict=TypeAdapter(Verdict | None).validate_python(manifest["verdict"]),
+        parameters=parameters,
+        size_bytes=manifest["model_bytes"],
+        seconds=manifest["seconds"],
+        folder=str(folder),
+        measurement=measurement,
+        note=manifest["checked"]["note"],
+        as_target=manifest["checked"]["as_target"],
+    )
+
+
+def failure_in_words(entry: Entry, out: Path) -> str:
+    """One sentence on a gate that failed, with what to try."""
+    assert entry.verdict
+    if entry.kind == "package":
+        hint = "a target with more bits, more or other calibration examples, or a wider max_drop"
+    else:
+        hint = "more epochs, more training examples, a larger student, or a wider max_drop"
+    return f"{entry.name} missed its gate: {entry.verdict.reason}. It is kept in {out / entry.folder}. Try {hint}"
 
 
 def print_ledger(ledger: Ledger, console: Console) -> None:

@@ -19,7 +19,7 @@ from potstill.export.package import MANIFEST, MODEL, Order, Package, make_packag
 from potstill.pipeline import lineage
 from potstill.pipeline.cache import WORK, Cache
 from potstill.pipeline.card import model_card
-from potstill.pipeline.ledger import Entry, Ledger
+from potstill.pipeline.ledger import Entry, Ledger, failure_in_words, package_entry
 from potstill.pipeline.material import Material
 from potstill.pipeline.recipe import Recipe
 from potstill.pipeline.stages import STAGES
@@ -29,7 +29,7 @@ from potstill.targets.target import load_target
 from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
 from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
-from potstill.validate.gate import Gate, Verdict, parse_limit
+from potstill.validate.gate import Gate, parse_limit
 from potstill.validate.predictor import Predictor, TorchPredictor, best_device, predict
 from potstill.validate.scorecard import Scorecard, judge, scorecard_from_json
 from potstill.validate.task import Model
@@ -80,14 +80,14 @@ class Run:
         teacher = key
         steps = [self._planned("0-teacher", key)]
         if recipe.student:
-            spec = recipe.student
-            digest = Checkpoint(spec.checkpoint, spec.weights).digest() if spec.checkpoint else None
-            key = make("student", previous=key, settings=spec.model_dump(mode="json"), sha256=digest, seed=seed)
+            own = recipe.student
+            digest = Checkpoint(own.checkpoint, own.weights).digest() if own.checkpoint else None
+            key = make("student", previous=key, settings=own.model_dump(mode="json"), sha256=digest, seed=seed)
             steps.append(self._planned("1-student", key))
-        for index, stage in enumerate(recipe.stages):
+        for index, (spec, stage) in enumerate(zip(recipe.stages, recipe.build_stages(STAGES), strict=True)):
             train = material.lesson_examples[0].digest
-            key = make(stage.name, previous=key, settings=stage.settings, train=train, seed=seed)
-            steps.append(self._planned(f"{index + 2}-{stage.name}", key))
+            key = make(spec.name, previous=key, settings=_settings(stage), train=train, seed=seed)
+            steps.append(self._planned(f"{index + 2}-{spec.name}", key))
         if recipe.targets:
             samples = material.samples.digest
             key = make("graph", previous=key, opset=OPSET, samples=samples)
@@ -98,7 +98,7 @@ class Run:
                 step_key = make("package", graph=key, target=target, gate=gate, eval=judged_on, seed=seed)
                 manifest = self.out / "packages" / target["id"] / MANIFEST
                 done = manifest.is_file() and read_json(manifest).get("key") == step_key
-                steps.append(Planned(target["id"], step_key, done))
+                steps.append(Planned(f"packages/{target['id']}", step_key, done))
             steps.append(self._planned("reference", make("reference", teacher=teacher, opset=OPSET, samples=samples)))
         return steps
 
@@ -160,7 +160,7 @@ class Run:
     def _stage(self, step: str, name: str, stage: Any, model: Model) -> Model:
         """One stage: train, judge, gate."""
         train, held_out = self.material.lesson_examples
-        settings = TypeAdapter(type(stage)).dump_python(stage, mode="json")
+        settings = _settings(stage)
         what, work = _in_words(settings), self.cache.folder / f"{WORK}{step}-{self.keys[step][:10]}"
         work.mkdir(parents=True, exist_ok=True)
         lesson = Lesson(self.material.task, self.material.teacher, train, held_out, self.recipe.seed, work)
@@ -225,7 +225,7 @@ class Run:
     def _package(self, model: Model, name: str, graph: Path, parity: Parity) -> Path:
         """One target's package, judged and profiled; an entry of the ledger."""
         target = load_target(name)
-        folder, key = self.out / "packages" / target.id, self.keys[target.id]
+        folder, key = self.out / "packages" / target.id, self.keys[f"packages/{target.id}"]
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
         if manifest.get("key") != key:
             self._say(target.id, target.title)
@@ -248,7 +248,9 @@ class Run:
             Measurement,
             lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
         )
-        self.entries.append(_package_entry(target.id, folder.relative_to(self.out), manifest, model, measurement))
+        self.entries.append(
+            package_entry(target.id, folder.relative_to(self.out), manifest, model.parameters, measurement)
+        )
         return folder
 
     def _reference(self) -> Path:
@@ -320,7 +322,7 @@ class Run:
     def _stop_if_failed(self) -> None:
         failed = self.ledger().failed
         if failed:
-            raise GateFailed("; ".join(_failure(entry, self.out) for entry in failed))
+            raise GateFailed("; ".join(failure_in_words(entry, self.out) for entry in failed))
 
     def _publish_student(self) -> None:
         """Copy the checkpoint that passed to `student/`, with its card."""
@@ -372,37 +374,13 @@ def _short(source: str) -> str:
     return path.name if path.exists() else source.rpartition(".")[2] if ":" in source else source
 
 
+def _settings(stage: Any) -> dict[str, Any]:
+    """All settings of a stage, defaults included."""
+    plain: dict[str, Any] = TypeAdapter(type(stage)).dump_python(stage, mode="json")
+    return plain
+
+
 def _in_words(settings: dict[str, Any]) -> str:
     """The settings that say most of a stage."""
     words = {"epochs": "{:g} epochs", "temperature": "T {:g}", "soft_weight": "soft {:g}"}
     return ", ".join(word.format(settings[name]) for name, word in words.items() if name in settings)
-
-
-def _package_entry(name: str, folder: Path, manifest: dict[str, Any], model: Model, measurement: Measurement) -> Entry:
-    """The ledger's entry for a package, from its manifest."""
-    made = manifest["quantization"]
-    left = f", {made['left_float']} of {made['weighted']} weighted nodes in float" if made["left_float"] else ""
-    return Entry(
-        name=name,
-        kind="package",
-        what=made["scheme"] + (left if made["scheme"] != "float32" else ""),
-        scorecard=scorecard_from_json(manifest["scorecard"]),
-        verdict=TypeAdapter(Verdict | None).validate_python(manifest["verdict"]),
-        parameters=model.parameters,
-        size_bytes=manifest["model_bytes"],
-        seconds=manifest["seconds"],
-        folder=str(folder),
-        measurement=measurement,
-        note=manifest["checked"]["note"],
-        as_target=manifest["checked"]["as_target"],
-    )
-
-
-def _failure(entry: Entry, out: Path) -> str:
-    """One sentence on a gate that failed, with what to try."""
-    assert entry.verdict
-    if entry.kind == "package":
-        hint = "a target with more bits, more or other calibration examples, or a wider max_drop"
-    else:
-        hint = "more epochs, more training examples, a larger student, or a wider max_drop"
-    return f"{entry.name} missed its gate: {entry.verdict.reason}. It is kept in {out / entry.folder}. Try {hint}"

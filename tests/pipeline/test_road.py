@@ -141,7 +141,7 @@ def test_a_plan_says_what_is_done_and_what_a_change_costs(run: Path) -> None:
     assert done["0-teacher"]
     assert done["1-student"]
     assert not done["2-distill"]
-    assert not done["laptop-x86-vnni"]
+    assert not done["packages/laptop-x86-vnni"]
     assert plan["kind"] == "estimated"
     assert plan["seconds"] > 0
     assert plan["memory_bytes"] > 1e8
@@ -390,7 +390,7 @@ def test_more_evaluation_examples_train_nothing_again(run: Path, texts: dict[str
     done = {step["name"]: step["done"] for step in json.loads(potstill(*words).stdout)["steps"]}
     assert done["2-distill"]
     assert done["graph"]
-    assert not done["laptop-x86-vnni"]
+    assert not done["packages/laptop-x86-vnni"]
 
 
 def test_without_a_student_the_teacher_itself_is_trained_on(

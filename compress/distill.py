@@ -245,6 +245,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save copies of the tensors: weights that are tied share memory, which safetensors refuses."""
+        tensors = state_dict or self.model.state_dict()
+        super()._save(output_dir, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         if self._lengths is None:
             return RandomSampler(self.train_dataset)

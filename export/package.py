@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 from potstill.export.graph import Parity, export_graph, fix_shapes
 from potstill.export.quantize import Quantized, quantize, scheme_for
 from potstill.targets.host import here, runs_here
+from potstill.targets.request import GOLDEN_FORMAT
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder, TextEncoder
@@ -205,7 +206,7 @@ def write_golden(folder: Path, predictor: OnnxPredictor, examples: Examples, tol
                 "outputs": {"logits": _raw(folder, f"{i}.logits.bin", logits) | {"atol": atol}},
             }
         )
-    write_json(folder / "golden.json", {"format": "potstill-golden/1", "byte_order": "little", "samples": samples})
+    write_json(folder / "golden.json", {"format": GOLDEN_FORMAT, "byte_order": "little", "samples": samples})
 
 
 def _raw(folder: Path, name: str, array: NDArray[Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import torch
 from potstill.compress.distill import Distill, Lesson, augmented, last_whole_checkpoint
 from potstill.compress.student import Student
 from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.data import load_examples
+from potstill.validate.data import Arrays, Examples, load_examples
+from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.predictor import TorchPredictor, predict
 from potstill.validate.task import TASKS, Model
@@ -106,7 +107,8 @@ import conftest
 from potstill.compress.distill import Distill, Lesson
 from potstill.compress.student import Student
 from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.data import load_examples
+from potstill.validate.data import Arrays, Examples, load_examples
+from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.task import TASKS
 task = TASKS["text-classification"]
 teacher = task.load(Checkpoint({teacher!r}))
@@ -199,3 +201,28 @@ def test_what_cannot_be_augmented(lesson: Lesson) -> None:
         InputError, match="augment works on image arrays x, which the task 'text-classification' does not"
     ):
         Distill(augment=("flip",))(cut(lesson.teacher), lesson)
+
+
+class Tied(torch.nn.Module):
+    """Two layers that share their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = torch.nn.Linear(6, 6), torch.nn.Linear(6, 6), torch.nn.Linear(6, 2)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.two(self.one(x)))  # type: ignore[no-any-return]
+
+
+def test_tied_weights_are_saved_and_stay_tied(tmp_path: Path) -> None:
+    core = Tied()
+    made = Model(core, ArrayEncoder(), ("x",), ("0", "1"), Checkpoint("a.b:c"), core)
+    x = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
+    examples = Examples("made", Arrays({"x": x}), (x[:, 0] > 0).astype(np.int64), None, "d")
+    lesson = Lesson(
+        TASKS["module"], made, examples.take(range(60), "t"), examples.take(range(60, 80), "h"), 0, tmp_path
+    )
+    Distill(epochs=2, soft_weight=0.0)(made, lesson)
+    assert core.one.weight is core.two.weight
+    assert list(tmp_path.glob("checkpoint-*/model.safetensors"))

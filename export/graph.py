@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder
-from potstill.validate.errors import InputError, PotstillError
+from potstill.validate.errors import InputError, PotstillError, told
 from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.task import LogitsOf, Model
 
@@ -75,16 +75,11 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
             )
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error
-        raise InputError(f"{model.checkpoint} cannot be exported to ONNX: {_told(cause)}") from error
+        raise InputError(f"{model.checkpoint} cannot be exported to ONNX: {told(cause, lines=3)}") from error
     assert program is not None
     program.save(str(path), external_data=True)
     _tidy(path)
     return check_parity(model, path, examples)
-
-
-def _told(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3])[:400] or type(error).__name__
 
 
 def _tidy(path: Path) -> None:

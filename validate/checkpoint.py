@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from potstill.validate.errors import InputError, Unreachable
+from potstill.validate.errors import InputError, Unreachable, told
 from potstill.validate.files import read_json, sha256_file, sha256_folder, sha256_json
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def reading_weights(checkpoint: Checkpoint) -> Iterator[None]:
         yield
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise InputError(
-            f"cannot read the weights of {checkpoint}: {_told(error)}; "
+            f"cannot read the weights of {checkpoint}: {told(error)}; "
             "expected a whole safetensors file, or a PyTorch file of plain tensors"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
@@ -124,15 +124,9 @@ def reading_weights(checkpoint: Checkpoint) -> Iterator[None]:
             raise
         if checkpoint.folder is None and not checkpoint.is_factory:
             raise Unreachable(
-                f"{checkpoint.source!r} is no folder here, and the model hub did not give it: {_told(error)}"
+                f"{checkpoint.source!r} is no folder here, and the model hub did not give it: {told(error)}"
             ) from error
-        raise InputError(f"cannot open {checkpoint}: {_told(error)}") from error
-
-
-def _told(error: BaseException) -> str:
-    """The first two lines of an error, which for torch are the summary and the first case."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])[:300] or type(error).__name__
+        raise InputError(f"cannot open {checkpoint}: {told(error)}") from error
 
 
 def build_module(checkpoint: Checkpoint) -> "nn.Module":

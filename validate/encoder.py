@@ -60,9 +60,8 @@ class TextEncoder:
 
     def __call__(self, rows: Rows) -> Inputs:
         """Token ids and masks."""
-        texts = [list(rows[column]) for column in ("text", "text_pair") if column in rows]
         encoded = self.tokenizer(
-            *texts,
+            list(rows["text"]),
             truncation=True,
             max_length=self.pad_to or self.max_length,
             padding="max_length" if self.pad_to else "longest",

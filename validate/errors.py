@@ -39,3 +39,9 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
     close = get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+def told(error: BaseException, lines: int = 2) -> str:
+    """The first lines of a library's error, at most 400 characters; its type where it says nothing."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(said[:lines])[:400] or type(error).__name__

@@ -51,6 +51,8 @@ class Examples:
             whatever the source holds.
         label_names: the classes that the source itself names, in order, if it does.
         digest: SHA-256 of the content.
+        offsets: where an example has several labels (a class for each word): example i's are
+            `labels[offsets[i]:offsets[i + 1]]`, int64, shape (N + 1,).
     """
 
     name: str
@@ -58,9 +60,17 @@ class Examples:
     labels: NDArray[Any]
     label_names: tuple[str, ...] | None
     digest: str
+    offsets: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.labels) if self.offsets is None else len(self.offsets) - 1
+
+    def labels_of(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        """The labels (R,) of some examples, one example's after the other's."""
+        if self.offsets is None:
+            one_each: NDArray[np.int64] = self.labels[list(indices)]
+            return one_each
+        return np.concatenate([self.labels[self.offsets[i] : self.offsets[i + 1]] for i in indices])
 
     def rows(self, indices: Sequence[int]) -> Rows:
         """The features of some examples: column to sequence of values."""

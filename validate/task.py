@@ -24,6 +24,11 @@ from potstill.validate.errors import InputError
 from potstill.validate.files import write_json
 
 
+def as_they_are(outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The outputs themselves: one row for each example."""
+    return outputs
+
+
 @dataclass
 class Model:
     """A loaded checkpoint, ready to be fed.
@@ -36,6 +41,8 @@ class Model:
         checkpoint: where it came from.
         core: the module that is saved: the transformers model, or the user's own.
         fresh: parameters that the checkpoint did not hold, so that they start untrained.
+        read: outputs of `module` and the encoded rows to the rows that are judged (R, C); R is B for a task
+            with one class for each example.
     """
 
     module: nn.Module
@@ -45,6 +52,7 @@ class Model:
     checkpoint: Checkpoint
     core: nn.Module
     fresh: tuple[str, ...] = field(default=())
+    read: Callable[[Tensor, Mapping[str, Tensor]], Tensor] = as_they_are
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint: what `from_pretrained` opens, or `model.safetensors` for a factory."""
@@ -64,10 +72,19 @@ class Model:
         """Number of weights."""
         return sum(p.numel() for p in self.core.parameters())
 
+    def tensors(self, rows: Rows, device: torch.device) -> dict[str, Tensor]:
+        """Encoded rows: the inputs of `forward`, and what `read` needs beside them."""
+        return {name: torch.from_numpy(array).to(device) for name, array in self.encode(rows).items()}
+
     def batch(self, rows: Rows, device: torch.device) -> list[Tensor]:
         """Encoded rows as tensors in the order of `forward`."""
-        inputs = self.encode(rows)
-        return [torch.from_numpy(inputs[name]).to(device) for name in self.input_names]
+        tensors = self.tensors(rows, device)
+        return [tensors[name] for name in self.input_names]
+
+    def answers(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What the model says of encoded rows: logits (R, C), one row for each thing that is judged."""
+        outputs: Tensor = self.module(*(tensors[name] for name in self.input_names))
+        return self.read(outputs, tensors)
 
 
 class LogitsOf(nn.Module):

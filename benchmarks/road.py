@@ -28,8 +28,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from potstill.compress.distill import Distill, Lesson
-from potstill.compress.losses import hard_loss, soft_loss
+from potstill.compress.distill import Distill
+from potstill.compress.lesson import Lesson
+from potstill.compress.losses import hard, kl
 from potstill.pipeline import demo, lineage
 from potstill.pipeline.material import Material
 from potstill.pipeline.recipe import build_recipe
@@ -49,7 +50,7 @@ STEPS, BATCH = 150, 64
 def training(material: Material, folder: Path) -> float:
     """Ratio of samples/s, the stage's over the bare loop's; median of alternating repeats."""
     train = material.lesson_examples[0]
-    stage = Distill(epochs=STEPS * BATCH / len(train), batch_size=BATCH, soft_weight=0.9)
+    stage = Distill(epochs=STEPS * BATCH / len(train), batch_size=BATCH)
     ratios = []
     for repeat in range(REPEATS):
         student = material.new_student()
@@ -75,7 +76,7 @@ def _bare_training(material: Material, steps: int) -> float:
         logits = student(inputs)
         with torch.no_grad():
             theirs = teacher(inputs)
-        (0.9 * soft_loss(logits, theirs, 2.0) + 0.1 * hard_loss(logits, labels)).backward()
+        (0.9 * kl(logits, theirs) + 0.1 * hard(logits, labels)).backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

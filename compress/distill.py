@@ -1,143 +1,180 @@
-"""The training of the student: soft labels of a teacher beside the hard labels of the data.
+"""The training of the student: the teachers' outputs and layers beside the labels of the data."""
 
-Shapes: B examples in a batch, C classes, H × W pixels.
-"""
-
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass as plain_dataclass
-from pathlib import Path
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
-from torch.utils.data import Dataset, RandomSampler, Sampler
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch import Tensor
+from transformers import EarlyStoppingCallback, TrainingArguments
 
-from potstill.compress.losses import hard_loss, soft_loss
-from potstill.compress.teacher import Teacher
-from potstill.validate.data import Examples, Rows
+from potstill.compress.layer_losses import LAYERS
+from potstill.compress.lesson import Collator, Indices, Lesson, Order
+from potstill.compress.losses import SOFT
+from potstill.compress.output_cache import OutputCache
+from potstill.compress.pupil import Pupil, Taught
+from potstill.compress.teacher import Teacher, Weighing, identity, shard
+from potstill.compress.terms import Term, terms
+from potstill.compress.trainer import DistillTrainer, Progress, last_whole_checkpoint
+from potstill.compress.views import Views, Way
 from potstill.validate.errors import InputError
+from potstill.validate.files import sha256_json
 from potstill.validate.predictor import best_device
-from potstill.validate.progress import track
-from potstill.validate.task import Model, Task, quiet_transformers
+from potstill.validate.task import Model, quiet_transformers
 
 MOST_STEPS_BETWEEN_SAVES = 500
+DEFAULT_LOSSES: Mapping[str, Mapping[str, float]] = {
+    "feature-extraction": {"cosine": 1.0, "similarity": 1.0},
+}
+OTHERWISE: Mapping[str, float] = {"kl": 0.9, "hard": 0.1}
 
-
-@plain_dataclass(frozen=True)
-class Lesson:
-    """What a training stage works with.
-
-    Attributes:
-        task: how examples are grouped.
-        teacher: the model to learn from.
-        train: the examples to learn.
-        held_out: training examples that only choose the best checkpoint; never the evaluation set.
-        seed: of the order and of dropout.
-        work: folder for checkpoints while training; what is there is taken up again.
-    """
-
-    task: Task
-    teacher: Model
-    train: Examples
-    held_out: Examples
-    seed: int
-    work: Path
+Log = list[dict[str, float]]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Distill:
-    """Train a student on the teacher's soft labels and the data's hard labels.
+    """Train a student on what its teachers say and on the data's labels.
 
-    The loss is w · T² KL(teacher ‖ student at temperature T) + (1 − w) · cross-entropy (Hinton, Vinyals and
+    By default the loss is 0.9 · T² KL(teacher ‖ student at temperature T) + 0.1 · cross-entropy (Hinton, Vinyals and
     Dean 2015, "Distilling the knowledge in a neural network"). AdamW, a linear warm-up over the first tenth
-    of the steps, then a linear decay to zero. bf16 on CUDA devices that have it, float32 elsewhere. The checkpoint
-    with the lowest loss on held-out training examples is kept.
+    of the steps, then a linear decay to zero. The checkpoint with the lowest loss on held-out training examples is
+    kept. Under `torchrun` the batches are shared out over the processes.
 
     Attributes:
         epochs: passes over the training examples.
-        temperature: T; higher softens the teacher's distribution.
-        soft_weight: w, from 0 (labels only) to 1 (teacher only).
-        batch_size: examples a step.
+        temperature: T of the losses that have one; higher softens the teacher's distribution.
+        losses: weights by name (`kl: 0.9`), or a mapping with `weight`, settings of its own and, for layers,
+            `layers`; see losses.py and layer_losses.py. By default what suits the task.
+        batch_size: examples a step, over all processes.
         learning_rate: peak; by default 1e-4 for a transformers model, 2e-3 for a module of one's own.
         weight_decay: AdamW's, on all weights but biases and norms.
         augment: for image arrays (H, W, 3): `flip` left-right and `shift` by up to an eighth of the side.
             Teacher and student see the same view (Beyer 2022, "a good teacher is patient and consistent").
+        views: of each augmented example, taken in turn by the epochs, so that teachers' outputs can be kept; None
+            makes a new one in each epoch.
+        weighing: of several teachers: `fixed`, or per example by `confidence`.
+        cache: keep the teachers' outputs on disk, so that the next epoch does not run them. No effect where layers
+            are matched, which are too large, or views are not counted.
+        precision: `auto` is bf16 on CUDA devices that have it, float32 elsewhere.
+        compile: the student by `torch.compile`.
+        accumulate: batches of `batch_size` for one step of the optimizer.
+        checkpointing: compute activations anew in the backward pass, to save memory; transformers models only.
+        patience: stop after so many evaluations on held-out examples without a better one; None never stops.
+        shard_teacher: spread the teacher over the processes of `torchrun` (FSDP).
     """
 
     epochs: float = 3
     temperature: float = 2.0
-    soft_weight: float = 0.9
+    losses: dict[str, float | dict[str, Any]] | None = None
     batch_size: int = 32
     learning_rate: float | None = None
     weight_decay: float = 0.01
-    augment: tuple[Literal["flip", "shift"], ...] = ()
+    augment: tuple[Way, ...] = ()
+    views: int | None = None
+    weighing: Weighing = "fixed"
+    cache: bool = True
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    accumulate: int = 1
+    checkpointing: bool = False
+    patience: int | None = None
+    shard_teacher: bool = False
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train."""
-        for name in ("epochs", "temperature", "batch_size"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, and is {getattr(self, name):g}")
-        if not 0 <= self.soft_weight <= 1:
-            raise ValueError(f"soft_weight must be from 0 to 1, and is {self.soft_weight:g}")
+        for name in ("epochs", "temperature", "batch_size", "accumulate", "views", "patience"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, and is {value:g}")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must be above 0 and below 1, and is {self.learning_rate:g}")
+        if self.views and not self.augment:
+            raise ValueError("views are of augmented examples; say which: augment: [flip, shift]")
+        if self.losses is not None:
+            terms(self.losses)
 
-    def __call__(self, student: Model, lesson: Lesson) -> list[dict[str, float]]:
+    def __call__(self, student: Model, lesson: Lesson) -> Log:
         """Train `student` in place; a training that was cut off goes on from its last whole checkpoint.
 
         Returns:
-            The log: dicts with `step`, `epoch` and `loss` (with its parts `soft` and `hard`) or `eval_loss`.
+            The log: dicts with `step`, `epoch` and `loss` (with its parts by name) or `eval_loss`; the last one says
+            for how many rows (`taught_rows`) the teachers ran.
 
         Raises:
-            InputError: the loss is not finite, or the examples cannot be augmented so.
+            InputError: the loss is not finite or diverges, the examples cannot be augmented so, or the losses do not
+                fit the models.
         """
-        if self.augment and lesson.task.features != ("x",):
-            raise InputError(f"augment works on image arrays x, which the task {lesson.task.word!r} does not read")
         device = best_device()
-        collate = Collator(lesson, student, self.augment)
-        progress = _Progress()
+        self._check(student, lesson, device)
+        work = Work(self, student, lesson, device)
+        progress = Progress()
+        callbacks = [progress, *([EarlyStoppingCallback(self.patience)] if self.patience else [])]
         trainer = DistillTrainer(
-            model=student.module.to(device),
+            model=work.pupil,
             args=self._arguments(student, lesson, device),
-            train_dataset=Indices(len(lesson.train), "train"),
-            eval_dataset=Indices(len(lesson.held_out), "held_out"),
-            data_collator=collate,
-            callbacks=[progress, _StopOnNaN()],
+            train_dataset=Indices("train", len(lesson.train)),
+            eval_dataset=Indices("held_out", len(lesson.held_out)),
+            data_collator=work.collate,
+            callbacks=callbacks,
         )
-        trainer.pop_callback(_printer())
-        trainer.give(self, Teacher(lesson.teacher, device), _lengths(lesson))
-        with progress, quiet_transformers():
-            trainer.train(resume_from_checkpoint=last_whole_checkpoint(lesson.work))
-        student.module.to("cpu").eval()
-        return [
+        order = Order(len(lesson.train), lesson.seed, _lengths(lesson), self.batch_size)
+        trainer.give(work.pupil, work.teacher, order, work.kept, lesson.train.name)
+        try:
+            with progress, quiet_transformers():
+                trainer.train(resume_from_checkpoint=last_whole_checkpoint(lesson.work))
+        finally:
+            work.close()
+            student.module.to("cpu").eval()
+        log = [
             {k: float(v) for k, v in entry.items() if isinstance(v, int | float)} for entry in trainer.state.log_history
         ]
+        return [*log, {"step": float(trainer.state.global_step), "taught_rows": float(trainer.taught_rows)}]
+
+    def terms(self, lesson: Lesson) -> list[Term]:
+        """The losses with their weights; by default those of the task."""
+        return terms(self.losses or DEFAULT_LOSSES.get(lesson.task.word, OTHERWISE), self.temperature)
 
     def steps(self, examples: int) -> int:
         """Optimizer steps over all epochs."""
-        return max(1, int(-(-examples // self.batch_size) * self.epochs))
+        batches = -(-examples // self.batch_size)
+        return max(1, int(-(-batches // self.accumulate) * self.epochs))
+
+    def _check(self, student: Model, lesson: Lesson, device: torch.device) -> None:
+        """Refuse settings that do not fit the models, the task or the device."""
+        if self.augment and lesson.task.features != ("x",):
+            raise InputError(f"augment works on image arrays x, which the task {lesson.task.word!r} does not read")
+        if self.precision == "fp16" and device.type != "cuda":
+            raise InputError("precision: fp16 needs a CUDA device; on a CPU say bf16 or float32")
+        if self.checkpointing and not hasattr(student.core, "gradient_checkpointing_enable"):
+            raise InputError(f"checkpointing is for transformers models; {student.checkpoint} is a module of one's own")
+        if self.batch_size % world_size():
+            raise InputError(
+                f"batch_size {self.batch_size} is shared out over {world_size()} processes; give a multiple of that"
+            )
+        if self.shard_teacher and world_size() == 1:
+            raise InputError("shard_teacher spreads the teacher over the processes of torchrun, and there is one only")
 
     def _arguments(self, student: Model, lesson: Lesson, device: torch.device) -> TrainingArguments:
         steps = self.steps(len(lesson.train))
-        save_every = max(1, min(MOST_STEPS_BETWEEN_SAVES, -(-len(lesson.train) // self.batch_size), steps))
+        save_every = max(1, min(MOST_STEPS_BETWEEN_SAVES, -(-steps // max(1, round(self.epochs))), steps))
         default = 2e-3 if student.checkpoint.is_factory else 1e-4
+        precision = self._precision(device)
         return TrainingArguments(
             output_dir=str(lesson.work.resolve()),
             num_train_epochs=self.epochs,
             per_device_train_batch_size=self.batch_size,
             per_device_eval_batch_size=self.batch_size,
+            gradient_accumulation_steps=self.accumulate,
             learning_rate=self.learning_rate or default,
             weight_decay=self.weight_decay,
             warmup_steps=max(1, steps // 10),
-            bf16=device.type == "cuda" and torch.cuda.is_bf16_supported(),
+            bf16=precision == "bf16",
+            fp16=precision == "fp16",
             use_cpu=device.type == "cpu",
+            ddp_backend="gloo" if device.type == "cpu" and world_size() > 1 else None,
+            accelerator_config={"split_batches": True},
             eval_strategy="steps",
             eval_steps=save_every,
             save_strategy="steps",
@@ -155,163 +192,114 @@ class Distill:
             disable_tqdm=True,
         )
 
-
-class Indices(Dataset[tuple[str, int]]):
-    """Stands for a set of examples; the collator reads the rows."""
-
-    def __init__(self, n: int, part: str) -> None:
-        self._n, self._part = n, part
-
-    def __len__(self) -> int:
-        return self._n
-
-    def __getitem__(self, index: int) -> tuple[str, int]:
-        return self._part, int(index)
+    def _precision(self, device: torch.device) -> str:
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
-class Collator:
-    """Rows by index, encoded for the teacher and for the student; once when both encode alike."""
+class Work:
+    """All that a training needs: the pupil, its teachers, and how batches are made."""
 
-    def __init__(self, lesson: Lesson, student: Model, augment: Sequence[str] = ()) -> None:
-        self._parts = {"train": lesson.train, "held_out": lesson.held_out}
-        self._student, self._teacher, self._augment = student, lesson.teacher, augment
-
-    def __call__(self, items: list[tuple[str, int]]) -> dict[str, Any]:
-        """Tensors for one batch: student and teacher inputs (lists) and labels (B,)."""
-        part, indices = items[0][0], [index for _, index in items]
-        examples = self._parts[part]
-        rows = examples.rows(indices)
-        if part == "train" and self._augment:
-            rows = augmented(rows, self._augment)
+    def __init__(self, stage: Distill, student: Model, lesson: Lesson, device: torch.device) -> None:
+        self._stage, self._lesson = stage, lesson
+        found = stage.terms(lesson)
+        layered = any(term.name in LAYERS for term in found)
+        teachers = lesson.teachers if layered or any(term.name in SOFT for term in found) else ()
+        samples = lesson.train.rows([0, min(1, len(lesson.train) - 1)])
         cpu = torch.device("cpu")
-        student = self._student.batch(rows, cpu)
-        teacher = student if self._student.encode is self._teacher.encode else self._teacher.batch(rows, cpu)
-        return {"student": student, "teacher": teacher, "labels": torch.from_numpy(examples.labels[indices])}
+        student.module.cpu()
+        lesson.teacher.module.cpu()
+        encoded = student.tensors(samples, cpu), lesson.teacher.tensors(samples, cpu)
+        torch.manual_seed(lesson.seed)
+        self.pupil = Pupil(student, lesson.teacher, found, encoded).to(device)
+        if stage.checkpointing:
+            core: Any = student.core
+            core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if stage.compile:
+            student.module.compile()
+        self._module = student.module
+        width = _width(lesson.teacher, encoded[1]) if teachers and not layered else None
+        self.kept = self._keep_outputs(width, stage._precision(device)) if stage.cache and width else {}
+        self.teacher = self._teacher(teachers, device) if teachers else None
+        views = Views(stage.augment, len(lesson.train), lesson.seed) if stage.augment else None
+        self.collate = Collator(lesson, student, teachers, views, stage.views or 0, self.kept)
+
+    def _teacher(self, members: Sequence[Model], device: torch.device) -> Teacher:
+        weights = self._lesson.weights or (1.0,) * len(members)
+        teacher = Teacher(members, weights, self._stage.weighing, device, self.pupil.teacher_points())
+        if self._stage.shard_teacher:
+            for member in members:
+                shard(member.core)
+        return teacher
+
+    def _keep_outputs(self, width: int, precision: str) -> dict[str, OutputCache]:
+        """The files of the teachers' outputs, each named by all that decides them."""
+        stage, lesson, kept = self._stage, self._lesson, {}
+        if lesson.outputs is None:
+            return {}
+        weights = lesson.weights or (1.0,) * len(lesson.teachers)
+        who = [identity(lesson.teachers, weights, stage.weighing), precision, torch.__version__]
+        counted = not stage.augment or stage.views is not None
+        for part, examples, ways in (("train", lesson.train, stage.augment), ("held_out", lesson.held_out, ())):
+            if part == "train" and not counted:
+                continue
+            views = stage.views if ways and stage.views else 1
+            key = sha256_json([who, examples.digest, [*ways], views, lesson.seed if ways else None])
+            rows = views * len(examples.labels)
+            kept[part] = OutputCache(lesson.outputs / f"teacher-{key[:16]}", rows, width, bool(lesson.teacher.labels))
+        return kept
+
+    def close(self) -> None:
+        """Leave the student and the teacher as they were."""
+        self.pupil.close()
+        if self.teacher:
+            self.teacher.close()
+        self._module._compiled_call_impl = None
+        if self._stage.checkpointing:
+            core: Any = self._lesson and self.pupil._student.core
+            core.gradient_checkpointing_disable()
 
 
-def augmented(rows: Rows, ways: Sequence[str]) -> Rows:
-    """Flipped and shifted copies of image arrays (B, H, W, channels), by torch's seeded generator.
+def rehearsal(stage: Distill, student: Model, lesson: Lesson, device: torch.device) -> Callable[[Sequence[int]], None]:
+    """A function that takes one training step on examples by number, teachers included, and keeps nothing.
 
-    Raises:
-        InputError: the arrays are no such images.
+    To estimate time and memory: the weights stay as they are.
     """
-    x: NDArray[Any] = np.array(rows["x"])
-    if x.ndim != 4 or x.shape[3] not in (1, 3):
-        raise InputError(f"augment needs images of shape (height, width, 1 or 3), and x is {x.shape[1:]}")
-    if "flip" in ways:
-        flip = (torch.rand(len(x)) < 0.5).numpy()
-        x[flip] = x[flip, :, ::-1]
-    if "shift" in ways:
-        reach = max(1, x.shape[1] // 8)
-        padded = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-        for i, (down, right) in enumerate(torch.randint(0, 2 * reach + 1, (len(x), 2)).tolist()):
-            x[i] = padded[i, down : down + x.shape[1], right : right + x.shape[2]]
-    return {**rows, "x": x}
+    work = Work(stage, student, lesson, device)
+    optimizer = torch.optim.AdamW(work.pupil.parameters(), lr=0.0, weight_decay=0.0)
+    work.pupil.train()
+
+    def step(indices: Sequence[int]) -> None:
+        batch = work.collate([("train", 0, i) for i in indices])
+        taught = work.teacher([_on(device, tensors) for tensors in batch["teachers"]]) if work.teacher else Taught(None)
+        keep = None if batch["keep"] is None else batch["keep"].to(device)
+        parts = work.pupil(_on(device, batch["student"]), taught, batch["labels"].to(device), keep)
+        work.pupil.weighted(parts).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
-class DistillTrainer(Trainer):  # type: ignore[misc]
-    """transformers' training loop with the distillation loss."""
+def world_size() -> int:
+    """How many processes `torchrun` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
-    def give(self, settings: Distill, teacher: Teacher, lengths: list[int] | None) -> None:
-        """What the loss and the sampler need beside the loop's own arguments."""
-        self._settings, self._teacher, self._lengths = settings, teacher, lengths
-        self._parts: dict[str, list[Tensor]] = {"soft": [], "hard": []}
 
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Tensor:
-        """w · soft + (1 − w) · hard; a weight of zero spares its part."""
-        logits, w = model(*inputs["student"]), self._settings.soft_weight
-        nothing = logits.new_zeros(())
-        soft = soft_loss(logits, self._teacher(inputs["teacher"]), self._settings.temperature) if w > 0 else nothing
-        hard = hard_loss(logits, inputs["labels"]) if w < 1 else nothing
-        if model.training:
-            self._parts["soft"].append(soft.detach())
-            self._parts["hard"].append(hard.detach())
-        return w * soft + (1 - w) * hard
+def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the parts of the loss to what is logged."""
-        if "loss" in logs and self._parts["soft"]:
-            logs |= {name: torch.stack(parts).mean().item() for name, parts in self._parts.items()}
-            self._parts = {"soft": [], "hard": []}
-        super().log(logs, start_time)
 
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[Tensor, None, None]:
-        """The loss alone."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Save copies of the tensors: weights that are tied share memory, which safetensors refuses."""
-        tensors = state_dict or self.model.state_dict()
-        super()._save(output_dir, {name: tensor.detach().clone() for name, tensor in tensors.items()})
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        if self._lengths is None:
-            return RandomSampler(self.train_dataset)
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=self._lengths)  # type: ignore[no-any-return]
+def _width(teacher: Model, tensors: Mapping[str, Tensor]) -> int | None:
+    """C of the teacher's outputs; None where it depends on the examples, so that they cannot be kept."""
+    if "targets" in tensors:
+        return None
+    with torch.no_grad():
+        return int(teacher.answers(tensors).shape[1])
 
 
 def _lengths(lesson: Lesson) -> list[int] | None:
     """Text lengths in characters, to batch texts of like length; None for other tasks."""
     column = lesson.task.length_of
     return [len(text) for text in lesson.train.rows(range(len(lesson.train)))[column]] if column else None
-
-
-def last_whole_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that was written to its end; one cut off in the middle is removed.
-
-    transformers writes `trainer_state.json` last.
-    """
-    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in reversed(found):
-        if (path / "trainer_state.json").is_file() and (path / "trainer_state.json").read_text().endswith("}\n"):
-            return str(path)
-        shutil.rmtree(path)
-    return None
-
-
-def _printer() -> type[TrainerCallback]:
-    from transformers import PrinterCallback
-
-    return PrinterCallback  # type: ignore[no-any-return]
-
-
-class _StopOnNaN(TrainerCallback):  # type: ignore[misc]
-    """Stops a training whose loss is not finite, with what to try."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        value = logs.get("loss", logs.get("eval_loss", 0.0))
-        if not np.isfinite(value):
-            raise InputError(
-                f"the loss is {value} at step {state.global_step}; try a lower learning_rate "
-                f"(now {args.learning_rate:g}), or look for examples with broken inputs"
-            )
-
-
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    """A progress bar over the steps, with the last loss."""
-
-    def __enter__(self) -> None:
-        self._bar: Any = None
-        self._note = ""
-
-    def __exit__(self, *exc: Any) -> None:
-        if self._bar:
-            self._bar.__exit__(*exc)
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar = track("distilling", state.max_steps)
-        self._advance = self._bar.__enter__()
-        self._advance(state.global_step, "")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._advance(1, self._note)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
-        if "loss" in logs:
-            self._note = f"loss {logs['loss']:.3f}"

@@ -5,7 +5,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from potstill.compress.distill import Collator, Distill, Lesson
-from potstill.compress.losses import hard_loss, soft_loss
-from potstill.compress.teacher import Teacher
+from potstill.compress.distill import Distill, rehearsal
+from potstill.compress.lesson import Lesson
 from potstill.pipeline.ledger import size_in_words
 from potstill.pipeline.run import Run
 from potstill.pipeline.stages import STAGES
@@ -200,27 +199,14 @@ def _by_length(examples: Examples, column: str) -> list[int]:
 def _training(run: Run, stage: Distill, student: Model, device: torch.device) -> float:
     """Seconds of all steps of a training stage, from real steps on a copy of the student."""
     train, held_out = run.material.lesson_examples
-    module = copy.deepcopy(student.module).to(device).train()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)
     with tempfile.TemporaryDirectory() as work:
-        collate = Collator(
-            Lesson(run.material.task, run.material.teacher, train, held_out, run.recipe.seed, Path(work)), student
-        )
-    teacher = Teacher(run.material.teacher, device)
+        lesson = Lesson(run.material.task, run.material.teacher, train, held_out, run.recipe.seed, Path(work))
+        step = rehearsal(stage, copy.deepcopy(student), lesson, device)
     column, size = run.material.task.length_of, min(stage.batch_size, len(train))
     typical = _typical(train, size, column)
-
-    def step(indices: Sequence[int] = typical) -> None:
-        batch = collate([("train", i) for i in indices])
-        logits = module(*[tensor.to(device) for tensor in batch["student"]])
-        theirs = teacher([tensor.to(device) for tensor in batch["teacher"]])
-        (soft_loss(logits, theirs, stage.temperature) + hard_loss(logits, batch["labels"].to(device))).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
     if column:  # the longest texts decide the memory, the usual ones the time
         step(_by_length(train, column)[-size:])
-    return _timed(step) * stage.steps(len(train))
+    return _timed(lambda: step(typical)) * stage.steps(len(train))
 
 
 def _memory_used(device: torch.device) -> int:

@@ -32,7 +32,7 @@ class Entry:
         size_bytes: of the weights file, or of the package's model file.
         seconds: that the step took when it was made.
         folder: where it is, relative to the run's folder.
-        log: the training log of a stage: dicts with `step` and `loss`, `soft`, `hard` or `eval_loss`.
+        log: the training log of a stage: dicts with `step` and `loss`, its parts by name, or `eval_loss`.
         measurement: of a package on this machine.
         note: for a package, whether the scorecard was made by the arithmetic of the target.
         as_target: the same as yes or no; None where it is not known or the entry is no package.

@@ -1,6 +1,7 @@
 """The report's pictures: drawn by matplotlib, given as inline SVG that takes its colours and fonts from the page."""
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -247,12 +248,14 @@ def _column(frame: _Box, at: Sequence[tuple[float, ...]], words: Sequence[str], 
 
 def losses(entry: Entry, key: str, width: int) -> str | None:
     """Training loss and its parts, held-out loss and the best checkpoint; None without a log."""
-    series = {name: _series(entry.log or [], name) for name in ("loss", "soft", "hard", "eval_loss")}
+    parts = _parts(entry.log or [])
+    series = {name: _series(entry.log or [], name) for name in ("loss", *parts, "eval_loss")}
     if not (series["loss"] or series["eval_loss"]):
         return None
     best = min(series["eval_loss"], key=lambda pair: pair[1], default=None)
-    styles = {"loss": (ACCENT, "-", 1.8, "training loss"), "soft": (MUTED, (0, (6, 2)), 1.1, "its soft part"),
-              "hard": (MUTED, (0, (1, 2)), 1.5, "its hard part")}  # fmt: skip
+    dashes = [(0, (6, 2)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (9, 3))]
+    styles: dict[str, tuple[str, Any, float, str]] = {"loss": (ACCENT, "-", 1.8, "training loss")}
+    styles |= {name: (MUTED, dash, 1.3, name) for name, dash in zip(parts, itertools.cycle(dashes), strict=False)}
 
     def draw(figure: Figure) -> None:
         axes = _axes(figure, (50, 48, width - 64, 218))
@@ -280,6 +283,12 @@ def signed(value: float, digits: int = 2) -> str:
     """A number with its sign: `+0.50`, `−1.20`, `0.00`."""
     text = f"{value:+.{digits}f}".replace("-", "−")
     return text if text.strip("+−0.") else text[1:]
+
+
+def _parts(log: Sequence[dict[str, float]]) -> list[str]:
+    """Names of the parts of the loss that a log holds."""
+    found = dict.fromkeys(name for one in log if "loss" in one for name in one)
+    return [name for name in found if name not in {"loss", "grad_norm", "learning_rate", "epoch", "step"}]
 
 
 def _series(log: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from potstill.compress.distill import Lesson
+from potstill.compress.lesson import Lesson
 from potstill.compress.student import Student
 from potstill.export.graph import Parity, export_graph
 from potstill.export.package import MANIFEST, MODEL, Order, Package, make_package, write_reference
@@ -382,5 +382,8 @@ def _settings(stage: Any) -> dict[str, Any]:
 
 def _in_words(settings: dict[str, Any]) -> str:
     """The settings that say most of a stage."""
-    words = {"epochs": "{:g} epochs", "temperature": "T {:g}", "soft_weight": "soft {:g}"}
+    words = {
+        "epochs": "{:g} epochs",
+        "temperature": "T {:g}",
+    }
     return ", ".join(word.format(settings[name]) for name, word in words.items() if name in settings)

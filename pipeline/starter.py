@@ -32,7 +32,7 @@ stages:
   - distill:
       epochs: $epochs
       temperature: 2.0           # softens the teacher's distribution
-      soft_weight: 0.9           # 1: the teacher's word alone; 0: the labels alone
+      losses: {kl: 0.9, hard: 0.1}   # the teacher's word and the labels'; more by name, see the README
 
 gate:
   max_drop: 2pp                  # points of the metric against the teacher; 1% is a hundredth of the teacher's value

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from potstill.compress.distill import Distill, Lesson
+from potstill.compress.distill import Distill
+from potstill.compress.lesson import Lesson
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples
 from potstill.validate.encoder import ArrayEncoder

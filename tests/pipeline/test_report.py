@@ -46,7 +46,7 @@ def training_log() -> list[dict[str, float]]:
     for step in range(50, 2001, 50):
         soft = 1.9 * math.exp(-step / 420) + 0.22 + 0.03 * math.sin(step / 37)
         hard = 0.7 * math.exp(-step / 500) + 0.2 + 0.02 * math.sin(step / 23)
-        log.append({"step": step, "epoch": step / 500, "loss": 0.7 * soft + 0.3 * hard, "soft": soft, "hard": hard})
+        log.append({"step": step, "epoch": step / 500, "loss": 0.7 * soft + 0.3 * hard, "kl": soft, "hard": hard})
         if step % 400 == 0:
             held = 0.7 * (1.8 * math.exp(-step / 420) + 0.3) + 0.12 + max(0, step - 1200) / 9000
             log.append({"step": step, "eval_loss": held, "eval_runtime": 3.1})

@@ -1,0 +1,173 @@
+"""Which layers are matched, and how their states are taken while a model runs.
+
+Shapes: B examples, T tokens, D width, C channels, H × W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from potstill.compress.layer_losses import Heads
+from potstill.validate.errors import InputError, did_you_mean
+from potstill.validate.task import Model
+
+QUERY, KEY, VALUE = ("query", "q_proj", "q_lin"), ("key", "k_proj", "k_lin"), ("value", "v_proj", "v_lin")
+Reads = Literal["hidden", "heads", "map"]
+State = Tensor | Heads
+Point = tuple[Reads, str]  # what is read, and of which module
+
+
+def blocks(core: nn.Module) -> dict[str, nn.Module]:
+    """The transformer layers of a model by name, in order: its largest `ModuleList` of modules of one class.
+
+    Raises:
+        InputError: it has none.
+    """
+    found: list[tuple[int, str, nn.ModuleList]] = []
+    for name, module in core.named_modules():
+        if isinstance(module, nn.ModuleList) and len({type(child) for child in module}) == 1:
+            found.append((sum(p.numel() for p in module.parameters()), name, module))
+    if not found:
+        raise InputError(
+            f"{type(core).__name__} has no stack of layers to match; for a convolutional network use the losses "
+            "features or attention_transfer"
+        )
+    _, name, stack = max(found, key=lambda entry: entry[0])
+    return {f"{name}.{i}": block for i, block in enumerate(stack)}
+
+
+def maps(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The last feature map (B, C, H, W) of each resolution, by the module that gives it; largest first."""
+    last: dict[tuple[int, ...], tuple[str, Tensor]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+                last[tuple(output.shape[2:])] = name, output
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in model.core.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model.answers(tensors)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: output for _, (name, output) in sorted(last.items(), reverse=True)}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer of the student and the layer of the teacher that it is to resemble, by the names of their modules."""
+
+    student: str
+    teacher: str
+
+
+def layer_pairs(
+    student: nn.Module, teacher: nn.Module, given: Mapping[Any, Any] | None, last: bool, loss: str
+) -> list[Pair]:
+    """Pairs of transformer layers.
+
+    Args:
+        student: with S layers.
+        teacher: with L layers.
+        given: student's to teacher's layers by number, from 0. By default the student's layer i of S is matched
+            with layer (i + 1) · L / S − 1, the last with the last (Jiao 2020, "TinyBERT", uniform strategy).
+        last: match the last layers alone, when nothing is given (Wang 2020, "MiniLM").
+        loss: whose setting it is, for messages.
+
+    Raises:
+        InputError: a number outside the layers.
+    """
+    ours, theirs = list(blocks(student)), list(blocks(teacher))
+    if given is None:
+        spread = {i: round((i + 1) * len(theirs) / len(ours)) - 1 for i in range(len(ours))}
+        given = {len(ours) - 1: len(theirs) - 1} if last else spread
+    for numbers, names, who in ((given.keys(), ours, "student"), (given.values(), theirs, "teacher")):
+        wrong = [n for n in numbers if not isinstance(n, int) or not 0 <= n < len(names)]
+        if wrong:
+            raise InputError(f"{loss}.layers: the {who} has layers 0 to {len(names) - 1}, and {wrong[0]!r} was given")
+    return [Pair(ours[i], theirs[j]) for i, j in given.items()]
+
+
+def map_pairs(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[Pair]:
+    """Pairs of feature maps of the same resolution; where none is the same, the smallest of both."""
+    by_size = {tuple(x.shape[2:]): name for name, x in theirs.items()}
+    found = [Pair(name, by_size[tuple(x.shape[2:])]) for name, x in ours.items() if tuple(x.shape[2:]) in by_size]
+    return found or [Pair(list(ours)[-1], list(theirs)[-1])]
+
+
+class Ears:
+    """Forward hooks that keep the states of some layers of a model.
+
+    `states` holds the last forward's: tensors for `hidden` and `map`, `Heads` for `heads`.
+    """
+
+    def __init__(self, core: nn.Module, points: Sequence[Point]) -> None:
+        self._core, self._kept = core, dict[str, Tensor]()
+        self._points = list(dict.fromkeys(points))
+        self._handles: list[Any] = []
+        self._qkv: dict[str, tuple[str, str, str, int]] = {}
+        modules = dict(core.named_modules())
+        for reads, name in self._points:
+            if name not in modules:
+                raise InputError(
+                    f"{type(core).__name__} has no module {name!r}{did_you_mean(name, [n for n in modules if n])}"
+                )
+            if reads == "heads":
+                self._qkv[name] = _attention_of(core, name)
+                for inner in self._qkv[name][:3]:
+                    self._listen(modules[inner], inner)
+            else:
+                self._listen(modules[name], name)
+
+    def _listen(self, module: nn.Module, name: str) -> None:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._kept[name] = output[0] if isinstance(output, tuple) else output
+
+        self._handles.append(module.register_forward_hook(hook))
+
+    def states(self) -> dict[Point, State]:
+        """What was heard since the last call, by what and where."""
+        kept, heard = self._kept, dict[Point, State]()
+        for reads, name in self._points:
+            if reads == "heads":
+                query, key, value, heads = self._qkv[name]
+                heard[reads, name] = Heads(kept[query], kept[key], kept[value], heads)
+            else:
+                heard[reads, name] = kept[name]
+        self._kept.clear()
+        return heard
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _attention_of(core: Any, block: str) -> tuple[str, str, str, int]:
+    """Names of the query, key and value layers inside a block, and how many heads they hold.
+
+    Raises:
+        InputError: the block has no three such layers of one width.
+    """
+    inside = {
+        name.rpartition(".")[2]: (name, module)
+        for name, module in core.named_modules()
+        if name.startswith(f"{block}.") and isinstance(module, nn.Linear)
+    }
+    found = [next((inside[word] for word in words if word in inside), None) for words in (QUERY, KEY, VALUE)]
+    widths = {entry[1].out_features for entry in found if entry}
+    if None in found or len(widths) != 1:
+        raise InputError(
+            f"{type(core).__name__} has no query, key and value layers of one width in {block}; "
+            "match hidden states instead (hidden)"
+        )
+    query, key, value = (entry[0] for entry in found if entry)
+    head_size = core.config.hidden_size // core.config.num_attention_heads
+    return query, key, value, widths.pop() // head_size

@@ -1,0 +1,204 @@
+"""The student in training: its losses, and the projections that only training needs.
+
+Shapes: R rows (examples; words for tagging), C classes, B examples, T tokens, D width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from potstill.compress.layer_losses import LAYERS, Heads
+from potstill.compress.layers import Ears, Pair, Point, State, layer_pairs, map_pairs, maps
+from potstill.compress.losses import SOFT
+from potstill.compress.terms import Term
+from potstill.validate.errors import InputError
+from potstill.validate.task import Model
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass
+class Taught:
+    """What the teacher says of a batch.
+
+    Attributes:
+        outputs: logits (R, C) or embeddings (R, D); None when no loss reads them.
+        states: its layers, by what is read and where.
+        mask: 1 where it had a token (B, T); None when no loss reads tokens.
+    """
+
+    outputs: Tensor | None
+    states: Mapping[Point, State] = field(default_factory=dict)
+    mask: Tensor | None = None
+
+
+class Pupil(nn.Module):
+    """A student whose `forward` gives the parts of its loss.
+
+    Projections are learned where a matched layer has another width than the teacher's; they are trained and resumed
+    with the student and are no part of it.
+    """
+
+    def __init__(self, student: Model, teacher: Model, terms: Sequence[Term], samples: tuple[Tensors, Tensors]) -> None:
+        """Match layers and make projections.
+
+        Args:
+            student: whose module is trained.
+            teacher: whose layers are matched.
+            terms: of the loss.
+            samples: the same few examples encoded for the student and for the teacher, to learn shapes from.
+
+        Raises:
+            InputError: layers that cannot be matched.
+        """
+        super().__init__()
+        self.module = student.module
+        self._student, self._terms = student, list(terms)
+        layered = [term for term in terms if term.name in LAYERS]
+        self.pairs = {term.name: _pairs(term, student, teacher, samples) for term in layered}
+        self._ears = Ears(student.core, [point for point, _ in self._points()])
+        self.projections = self._project(student, teacher, samples)
+
+    def teacher_points(self) -> list[Point]:
+        """The teacher's layers that the losses read."""
+        return [point for _, point in self._points()]
+
+    def _points(self) -> list[tuple[Point, Point]]:
+        """The student's and the teacher's points of all pairs, in order."""
+        return [
+            ((LAYERS[name].reads, pair.student), (LAYERS[name].reads, pair.teacher))
+            for name, pairs in self.pairs.items()
+            for pair in pairs
+        ]
+
+    def _project(self, student: Model, teacher: Model, samples: tuple[Tensors, Tensors]) -> nn.ModuleDict:
+        """Linear layers, or 1 × 1 convolutions, from the student's width to the teacher's where they differ."""
+        projections = nn.ModuleDict()
+        if not self.pairs:
+            return projections
+        ears = Ears(teacher.core, self.teacher_points())
+        with torch.no_grad():
+            student.answers(samples[0])
+            teacher.answers(samples[1])
+        ours, theirs = self._ears.states(), ears.states()
+        ears.close()
+        for term in self._terms:
+            for i, pair in enumerate(self.pairs.get(term.name, [])):
+                reads = LAYERS[term.name].reads
+                a, b = ours[reads, pair.student], theirs[reads, pair.teacher]
+                if isinstance(a, Heads) or isinstance(b, Heads):
+                    assert isinstance(a, Heads)
+                    assert isinstance(b, Heads)
+                    _check_heads(term, a, b)
+                elif LAYERS[term.name].projected:
+                    axis = 1 if reads == "map" else 2
+                    wide = a.shape[axis], b.shape[axis]
+                    if wide[0] != wide[1]:
+                        made = nn.Conv2d(*wide, 1, bias=False) if reads == "map" else nn.Linear(*wide)
+                        projections[f"{term.name}-{i}"] = made
+        return projections
+
+    def forward(self, tensors: Tensors, taught: Taught, labels: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
+        """The parts of the loss by name, not weighted.
+
+        Args:
+            tensors: encoded examples.
+            taught: by the teacher, of the same examples.
+            labels: classes (R,).
+            keep: rows to learn from, bool (R,); None for all.
+        """
+        outputs, theirs = self._student.answers(tensors), taught.outputs
+        states = self._ears.states()
+        if keep is not None:
+            outputs, labels = outputs[keep], labels[keep]
+            theirs = None if theirs is None else theirs[keep]
+        parts = {}
+        for term in self._terms:
+            if term.name in LAYERS:
+                parts[term.name] = self._of_layers(term, states, taught, tensors)
+            elif term.name in SOFT:
+                parts[term.name] = term.function(outputs, theirs, *([labels] if term.needs_labels else []))
+            else:
+                parts[term.name] = term.function(outputs, labels)
+        return parts
+
+    def weighted(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The loss: the weighted sum of its parts."""
+        return torch.stack([term.weight * parts[term.name] for term in self._terms]).sum()
+
+    def _of_layers(self, term: Term, states: Mapping[Point, State], taught: Taught, tensors: Tensors) -> Tensor:
+        """A layer loss, mean over the pairs that it matches."""
+        reads, found = LAYERS[term.name].reads, []
+        for i, pair in enumerate(self.pairs[term.name]):
+            ours, theirs = states[reads, pair.student], taught.states[reads, pair.teacher]
+            if f"{term.name}-{i}" in self.projections:
+                ours = self.projections[f"{term.name}-{i}"](ours)
+            mask = None if isinstance(ours, Tensor) and reads == "map" else _mask(term, ours, theirs, tensors, taught)
+            found.append(term.function(ours, theirs, mask))
+        return torch.stack(found).mean()
+
+    def close(self) -> None:
+        """Remove the hooks from the student."""
+        self._ears.close()
+
+
+def _pairs(term: Term, student: Model, teacher: Model, samples: tuple[Tensors, Tensors]) -> list[Pair]:
+    """The layers that a term matches.
+
+    Raises:
+        InputError: layers that are not there.
+    """
+    kind = LAYERS[term.name]
+    if kind.reads != "map":
+        return layer_pairs(student.core, teacher.core, term.layers, kind.last, term.name)
+    if term.layers:
+        return [Pair(str(ours), str(theirs)) for ours, theirs in term.layers.items()]
+    ours, theirs = maps(student, samples[0]), maps(teacher, samples[1])
+    if not ours or not theirs:
+        raise InputError(
+            f"{term.name} matches feature maps, and the {'student' if theirs else 'teacher'} has none; "
+            "for a transformer use hidden, attention or relations"
+        )
+    return map_pairs(ours, theirs)
+
+
+def _check_heads(term: Term, ours: Heads, theirs: Heads) -> None:
+    """Refuse heads that cannot be compared.
+
+    Raises:
+        InputError: other numbers of heads, or relation heads that do not divide a width.
+    """
+    if term.name == "attention":
+        if ours.heads != theirs.heads:
+            raise InputError(
+                f"attention compares head with head; the student has {ours.heads} and the teacher {theirs.heads}; "
+                "use relations, which cuts both anew"
+            )
+        return
+    heads = int(term.settings.get("heads") or theirs.heads)
+    widths = ours.query.shape[2], theirs.query.shape[2]
+    if any(width % heads for width in widths):
+        raise InputError(
+            f"{term.name}.heads: {heads} must divide the student's width {widths[0]} and the teacher's {widths[1]}"
+        )
+
+
+def _mask(term: Term, ours: State, theirs: State, tensors: Tensors, taught: Taught) -> Tensor:
+    """1 where there is a token (B, T).
+
+    Raises:
+        InputError: teacher and student cut the text into other tokens.
+    """
+    a, b = (state.query if isinstance(state, Heads) else state for state in (ours, theirs))
+    mask = tensors.get("attention_mask")
+    if mask is None:
+        mask = torch.ones(a.shape[:2], device=a.device)
+    same = a.shape[:2] == b.shape[:2] and (taught.mask is None or torch.equal(mask, taught.mask))
+    if not same:
+        raise InputError(
+            f"{term.name} compares token with token, and teacher and student cut the examples into other tokens "
+            f"({tuple(b.shape[:2])} and {tuple(a.shape[:2])}); use losses on outputs, such as kl"
+        )
+    return mask

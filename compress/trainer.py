@@ -1,0 +1,163 @@
+"""transformers' training loop with the distillation losses.
+
+Shapes: R rows (examples; words for tagging), C classes.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from potstill.compress.lesson import Order
+from potstill.compress.output_cache import OutputCache
+from potstill.compress.pupil import Pupil, Taught
+from potstill.compress.teacher import Teacher
+from potstill.validate.errors import InputError
+from potstill.validate.progress import track
+
+DIVERGED = 10.0  # times the loss at the start
+
+
+class DistillTrainer(Trainer):  # type: ignore[misc]
+    """transformers' training loop with the distillation losses."""
+
+    def give(
+        self, pupil: Pupil, teacher: Teacher | None, order: Order, kept: Mapping[str, OutputCache], name: str
+    ) -> None:
+        """What the loop needs beside its own arguments.
+
+        Args:
+            pupil: the model, as it is before the loop wraps it.
+            teacher: None when no loss reads it.
+            order: of the training examples.
+            kept: teachers' outputs on disk.
+            name: of the training examples, for messages.
+        """
+        self._pupil, self._teacher, self._order, self._kept, self._name = pupil, teacher, order, kept, name
+        self.taught_rows = 0  # for which the teachers ran
+        self._parts: dict[str, list[Tensor]] = {}
+        self._seen: list[tuple[Tensor, Sequence[int]]] = []
+        self._first: float | None = None
+        self.pop_callback(PrinterCallback)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The weighted sum of the losses."""
+        parts = model(inputs["student"], self._taught(inputs), inputs["labels"], inputs["keep"])
+        loss = self._pupil.weighted(parts)
+        if model.training:
+            for name, part in parts.items():
+                self._parts.setdefault(name, []).append(part.detach())
+            self._seen.append((loss.detach(), inputs["items"]))
+        return loss
+
+    def _taught(self, inputs: dict[str, Any]) -> Taught:
+        """The teachers' outputs: from disk, else from the teachers, and then to disk."""
+        if self._teacher is None or inputs["taught"] is not None:
+            return Taught(inputs["taught"])
+        with self.accelerator.autocast():
+            taught = self._teacher(inputs["teachers"])
+        self.taught_rows += len(inputs["labels"])
+        if inputs["part"] in self._kept and taught.outputs is not None:
+            device = taught.outputs.device
+            taught.outputs = self._kept[inputs["part"]].write(inputs["rows"], taught.outputs).to(device)
+        return taught
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the parts of the loss to what is logged; stop a training that has gone wrong.
+
+        Raises:
+            InputError: a loss is not finite, or ten times what it was at the start.
+        """
+        if "loss" in logs and self._seen:
+            losses = torch.stack([loss for loss, _ in self._seen]).float().cpu()
+            self._check(losses)
+            logs |= {name: torch.stack(parts).float().mean().item() for name, parts in self._parts.items()}
+            logs["loss"] = losses.mean().item()
+            self._parts, self._seen = {}, []
+        elif not torch.isfinite(torch.tensor(logs.get("eval_loss", 0.0))):
+            raise InputError(f"the loss on held-out examples is {logs['eval_loss']} at step {self.state.global_step}")
+        super().log(logs, start_time)
+
+    def _check(self, losses: Tensor) -> None:
+        """Refuse losses (steps since the last log) that are not finite or have run away."""
+        broken = (~torch.isfinite(losses)).nonzero()
+        rate = f"try a lower learning_rate (now {self.args.learning_rate:g})"
+        if len(broken):
+            first = int(broken[0])
+            step = self.state.global_step - (len(losses) - 1 - first) // self.args.gradient_accumulation_steps
+            rows = ", ".join(str(i + 1) for i in self._seen[first][1][:8])
+            raise InputError(
+                f"the loss is {losses[first].item()} at step {step}, on the batch of rows {rows}"
+                f"{', …' if len(self._seen[first][1]) > 8 else ''} of {self._name}; {rate}, "
+                "or look for broken inputs in these rows"
+            )
+        mean = losses.mean().item()
+        self._first = mean if self._first is None else self._first
+        if mean > DIVERGED * max(self._first, 1.0):
+            raise InputError(
+                f"the training diverged: the loss is {mean:.3g} at step {self.state.global_step} and was "
+                f"{self._first:.3g} at the start; {rate}"
+            )
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, None, None]:
+        """The loss alone."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Save copies of the tensors: weights that are tied share memory, which safetensors refuses."""
+        tensors = state_dict or self._pupil.state_dict()
+        super()._save(output_dir, {name: tensor.detach().clone() for name, tensor in tensors.items()})
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self._order
+
+
+def last_whole_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint that was written to its end; one cut off in the middle is removed.
+
+    transformers writes `trainer_state.json` last.
+    """
+    found = sorted(work.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in reversed(found):
+        if (path / "trainer_state.json").is_file() and (path / "trainer_state.json").read_text().endswith("}\n"):
+            return str(path)
+        shutil.rmtree(path)
+    return None
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """A progress bar over the steps, with the last loss."""
+
+    def __enter__(self) -> None:
+        self._bar: Any = None
+        self._note = ""
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._bar:
+            self._bar.__exit__(*exc)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar where the training goes on."""
+        self._bar = track("distilling", state.max_steps)
+        self._advance = self._bar.__enter__()
+        self._advance(state.global_step, "")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One step further."""
+        self._advance(1, self._note)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        """Note the loss."""
+        if "loss" in logs:
+            self._note = f"loss {logs['loss']:.3f}"

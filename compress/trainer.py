@@ -119,6 +119,10 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         tensors = state_dict or self._pupil.state_dict()
         super()._save(output_dir, {name: tensor.detach().clone() for name, tensor in tensors.items()})
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weights that decay: all but biases and the scales of norms, which are vectors."""
+        return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._order
 

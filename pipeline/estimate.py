@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill.compress.distill import Distill, rehearsal
-from potstill.compress.lesson import Lesson
 from potstill.pipeline.ledger import size_in_words
 from potstill.pipeline.run import Run
 from potstill.pipeline.stages import STAGES
@@ -198,10 +197,10 @@ def _by_length(examples: Examples, column: str) -> list[int]:
 
 def _training(run: Run, stage: Distill, student: Model, device: torch.device) -> float:
     """Seconds of all steps of a training stage, from real steps on a copy of the student."""
-    train, held_out = run.material.lesson_examples
     with tempfile.TemporaryDirectory() as work:
-        lesson = Lesson(run.material.task, run.material.teacher, train, held_out, run.recipe.seed, Path(work))
+        lesson = run.material.lesson(Path(work), None)
         step = rehearsal(stage, copy.deepcopy(student), lesson, device)
+    train = lesson.train
     column, size = run.material.task.length_of, min(stage.batch_size, len(train))
     typical = _typical(train, size, column)
     if column:  # the longest texts decide the memory, the usual ones the time

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from potstill.compress.lesson import Lesson
 from potstill.compress.student import Student
 from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
@@ -45,6 +46,21 @@ class Material:
         spec = self.recipe.teacher
         torch.manual_seed(self.recipe.seed)  # for a factory without weights
         return self.task.load(Checkpoint(spec.checkpoint, spec.weights), **self.options)
+
+    @cached_property
+    def other_teachers(self) -> tuple[Model, ...]:
+        """Further teachers; one that cannot be loaded, or has other classes, is an error."""
+        torch.manual_seed(self.recipe.seed)
+        found = []
+        for spec in self.recipe.other_teachers:
+            model = self.task.load(Checkpoint(spec.checkpoint, spec.weights), **self.options)
+            if sorted(model.labels) != sorted(self.teacher.labels):
+                raise InputError(
+                    f"teachers must have the same classes: {self.teacher.checkpoint} has "
+                    f"{', '.join(self.teacher.labels)}, {model.checkpoint} has {', '.join(model.labels)}"
+                )
+            found.append(self._encoding_once(model))
+        return tuple(found)
 
     @cached_property
     def eval(self) -> Examples:
@@ -122,6 +138,22 @@ class Material:
         if model.encode.same_as(self.teacher.encode):
             model.encode = self.teacher.encode
         return model
+
+    def lesson(self, work: Path, outputs: Path | None) -> Lesson:
+        """What a training stage works with; see `Lesson`."""
+        train, held_out = self.lesson_examples
+        others, weights = self.other_teachers, (1.0, *(one.weight for one in self.recipe.other_teachers))
+        return Lesson(
+            self.task,
+            self.teacher,
+            train,
+            held_out,
+            self.recipe.seed,
+            work,
+            others=others,
+            weights=weights,
+            outputs=outputs,
+        )
 
     @cached_property
     def lesson_examples(self) -> tuple[Examples, Examples]:

@@ -59,6 +59,12 @@ class CheckpointSpec(_Model):
         return self
 
 
+class OtherTeacherSpec(CheckpointSpec):
+    """A further teacher over the same classes; the first one has the weight 1."""
+
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
 class StudentSpec(_Model):
     """A cut of the teacher (layers, hidden width), or a checkpoint of its own."""
 
@@ -118,6 +124,8 @@ class Recipe(_Model):
 
     task: Literal["text-classification", "image-classification", "module"]
     teacher: CheckpointSpec
+    other_teachers: tuple[OtherTeacherSpec, ...] = ()
+    teacher_outputs: Path | None = None
     data: DataSpec
     student: StudentSpec | None = None
     stages: tuple[StageSpec, ...] = ()
@@ -233,6 +241,8 @@ class _Draft:
             self.data["teacher"] = {"checkpoint": self.data["teacher"]}
         if isinstance(self.data.get("student"), str):
             self.data["student"] = {"checkpoint": self.data["student"]}
+        others = self._part("other_teachers", list)
+        others[:] = [{"checkpoint": one} if isinstance(one, str) else one for one in others]
         self.data.setdefault("data", {})
         stages = self._part("stages", list)
         for i, stage in enumerate(stages):
@@ -308,14 +318,17 @@ class _Draft:
         return part if isinstance(part, kind) else kind()
 
     def _texts(self, section: str, *keys: str) -> Iterator[tuple[Place, dict[str, Any], str]]:
-        part = self._part(section, dict)
-        for key in keys:
-            if isinstance(value := part.get(key), str) and value:
-                yield (section, key), part, value
+        """The texts under some keys of a mapping, or of each mapping of a list."""
+        parts: list[tuple[Place, Any]] = [((section,), self._part(section, dict))]
+        parts += [((section, i), part) for i, part in enumerate(self._part(section, list))]
+        for place, part in parts:
+            for key in keys:
+                if isinstance(part, dict) and isinstance(value := part.get(key), str) and value:
+                    yield (*place, key), part, value
 
     def _resolve_files(self) -> None:
         """Make the paths that exist absolute; report the ones that must exist and do not."""
-        for owner in ("teacher", "student"):
+        for owner in ("teacher", "other_teachers", "student"):
             for path, section, value in self._texts(owner, "checkpoint"):
                 if not is_factory(value):
                     section["checkpoint"] = self._resolve(path, value, must_exist=not _may_be_hub_name(value))

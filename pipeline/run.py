@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from potstill.compress.lesson import Lesson
 from potstill.compress.student import Student
 from potstill.export.graph import Parity, export_graph
 from potstill.export.package import MANIFEST, MODEL, Order, Package, make_package, write_reference
@@ -84,9 +83,13 @@ class Run:
             digest = Checkpoint(own.checkpoint, own.weights).digest() if own.checkpoint else None
             key = make("student", previous=key, settings=own.model_dump(mode="json"), sha256=digest, seed=seed)
             steps.append(self._planned("1-student", key))
+        weights = [one.weight for one in recipe.other_teachers]
+        others = [
+            [*_identity(model, seed), weight] for model, weight in zip(material.other_teachers, weights, strict=True)
+        ]
         for index, (spec, stage) in enumerate(zip(recipe.stages, recipe.build_stages(STAGES), strict=True)):
             train = material.lesson_examples[0].digest
-            key = make(spec.name, previous=key, settings=_settings(stage), train=train, seed=seed)
+            key = make(spec.name, previous=key, settings=_settings(stage), train=train, seed=seed, others=others)
             steps.append(self._planned(f"{index + 2}-{spec.name}", key))
         if recipe.targets:
             samples = material.samples.digest
@@ -159,11 +162,10 @@ class Run:
 
     def _stage(self, step: str, name: str, stage: Any, model: Model) -> Model:
         """One stage: train, judge, gate."""
-        train, held_out = self.material.lesson_examples
         settings = _settings(stage)
         what, work = _in_words(settings), self.cache.folder / f"{WORK}{step}-{self.keys[step][:10]}"
         work.mkdir(parents=True, exist_ok=True)
-        lesson = Lesson(self.material.task, self.material.teacher, train, held_out, self.recipe.seed, work)
+        lesson = self.material.lesson(work, self.recipe.teacher_outputs or self.cache.folder)
         trained, place = self._made(step, name, what, settings, lambda: (model, stage(model, lesson)))
         shutil.rmtree(work)
         self._enter(name, "stage", what, trained, place, self._judged(trained, self.keys[step], name))

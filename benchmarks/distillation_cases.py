@@ -91,9 +91,8 @@ def _cifar10(data: Path, quick: bool) -> Case:
     sets = [load_examples(str(folder / name), ("x",), columns) for name in names]
     x = np.concatenate([one.table.columns["x"] for one in sets])  # type: ignore[attr-defined]
     labels = [str(i) for i in range(10)]
-    train = Examples(
-        "cifar10 train", Arrays({"x": x}), np.concatenate([s.labels for s in sets]), None, f"cifar10-{len(x)}"
-    )
+    y = np.concatenate([one.labels for one in sets])
+    train = Examples("cifar10 train", Arrays({"x": x}), y, None, f"cifar10-{len(x)}")
     test = load_examples(str(folder / "test.npz"), ("x",), columns).with_labels(labels)
     core = resnet56()
     state = torch.load(folder / "resnet56-4bfd9763.th", map_location="cpu", weights_only=True)["state_dict"]

@@ -1,6 +1,7 @@
 """What a recipe names, loaded when first needed and checked against each other: teacher, data, student."""
 
 import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -143,17 +144,8 @@ class Material:
         """What a training stage works with; see `Lesson`."""
         train, held_out = self.lesson_examples
         others, weights = self.other_teachers, (1.0, *(one.weight for one in self.recipe.other_teachers))
-        return Lesson(
-            self.task,
-            self.teacher,
-            train,
-            held_out,
-            self.recipe.seed,
-            work,
-            others=others,
-            weights=weights,
-            outputs=outputs,
-        )
+        lesson = Lesson(self.task, self.teacher, train, held_out, self.recipe.seed, work)
+        return replace(lesson, others=others, weights=weights, outputs=outputs)
 
     @cached_property
     def lesson_examples(self) -> tuple[Examples, Examples]:

@@ -83,9 +83,9 @@ class Run:
             digest = Checkpoint(own.checkpoint, own.weights).digest() if own.checkpoint else None
             key = make("student", previous=key, settings=own.model_dump(mode="json"), sha256=digest, seed=seed)
             steps.append(self._planned("1-student", key))
-        weights = [one.weight for one in recipe.other_teachers]
         others = [
-            [*_identity(model, seed), weight] for model, weight in zip(material.other_teachers, weights, strict=True)
+            [*_identity(model, seed), spec.weight]
+            for model, spec in zip(material.other_teachers, recipe.other_teachers, strict=True)
         ]
         for index, (spec, stage) in enumerate(zip(recipe.stages, recipe.build_stages(STAGES), strict=True)):
             train = material.lesson_examples[0].digest

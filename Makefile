@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-slow check bench clean
+.PHONY: install demo test test-slow check bench bench-distillation clean
 
 install: $(READY)
 
@@ -34,5 +34,17 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/road.py
 
+# torchdistill, to compare with, in an environment of its own: it needs torchvision, whose wheel is for CUDA.
+.venv-torchdistill/.ready:
+	$(PYTHON) -m venv .venv-torchdistill
+	.venv-torchdistill/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-torchdistill/bin/pip install --quiet --no-deps torchvision==0.28.0
+	.venv-torchdistill/bin/pip install --quiet -c constraints.txt numpy pillow pyyaml scipy cython safetensors
+	.venv-torchdistill/bin/pip install --quiet --no-deps torchdistill==1.1.5
+	touch $@
+
+bench-distillation: $(READY) .venv-torchdistill/.ready
+	$(BIN)/python benchmarks/distillation.py
+
 clean:
-	rm -rf $(VENV) build dist runs *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-torchdistill build dist runs *.egg-info .mypy_cache .pytest_cache .ruff_cache

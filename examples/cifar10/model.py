@@ -53,3 +53,8 @@ def resnet56() -> ResNet:
 def resnet20() -> ResNet:
     """The student: 0.27 M weights."""
     return ResNet(3)
+
+
+def resnet8() -> ResNet:
+    """The smallest: 0.08 M weights."""
+    return ResNet(1)

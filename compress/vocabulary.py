@@ -134,7 +134,7 @@ def cut_encoder(encode: Encoder, kept: list[int]) -> Encoder:
         folder = Path(name)
         reader.tokenizer.save_pretrained(folder)
         for path in folder.iterdir():  # the vocabulary in older forms
-            if path.name not in (_FILE, _SETTINGS, "special_tokens_map.json", "chat_template.jinja"):
+            if path.is_file() and path.name not in (_FILE, _SETTINGS, "special_tokens_map.json", "chat_template.jinja"):
                 path.unlink()
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
         settings.pop("added_tokens_decoder", None)  # by the old ids; tokenizer.json holds them too

@@ -75,7 +75,7 @@ def compress(
     out: OutOption,
     weights: WeightsOption = None,
     columns: ColumnsOption = None,
-    student: Annotated[str | None, typer.Option("--student", help="layers=3,hidden=192, or a checkpoint.")] = None,
+    student: Annotated[str | None, typer.Option("--student", help="layers=3,vocabulary=used, or a checkpoint.")] = None,
     student_weights: Annotated[
         Path | None, typer.Option("--student-weights", help="Weights file, for a factory.")
     ] = None,

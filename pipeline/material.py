@@ -1,7 +1,7 @@
 """What a recipe names, loaded when first needed and checked against each other: teacher, data, student."""
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 
 from potstill.compress.lesson import Lesson
 from potstill.compress.student import Student
+from potstill.compress.vocabulary import unknown_tokens
 from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
 from potstill.validate.data import Examples, check_evaluation_set, check_not_empty, load_examples, shared
@@ -112,13 +113,21 @@ class Material:
         spec = self.recipe.student
         if spec is None:
             return self._encoding_once(copy.deepcopy(self.teacher))
-        student = Student(**spec.model_dump())(self.teacher, self.task, self.options, self.recipe.seed)
+        student = Student(**asdict(spec))(
+            self.teacher, self.task, self.options, self.recipe.seed, self.student_examples
+        )
         try:
             TorchPredictor(student, "the student", torch.device("cpu"))(self.eval.rows([0]))
         except RuntimeError as error:
             raise InputError(f"the student cannot run ({error}); give --student CHECKPOINT, or another cut") from error
         if student.fresh:
             self._warn(f"The student's checkpoint does not hold {some([*student.fresh])}: these started untrained.")
+        if spec.vocabulary:
+            ours, theirs = (unknown_tokens(model, self.eval) for model in (student, self.teacher))
+            if ours > theirs:
+                self._warn(
+                    f"The student's vocabulary lacks {ours} tokens of the evaluation set, the teacher's {theirs}."
+                )
         return self._encoding_once(student)
 
     def _warn(self, sentence: str) -> None:
@@ -146,6 +155,12 @@ class Material:
         others, weights = self.other_teachers, (1.0, *(one.weight for one in self.recipe.other_teachers))
         lesson = Lesson(self.task, self.teacher, train, held_out, self.recipe.seed, work)
         return replace(lesson, others=others, weights=weights, outputs=outputs)
+
+    @property
+    def student_examples(self) -> Examples | None:
+        """The training examples that the student's cut depends on, if it does and there are any."""
+        spec = self.recipe.student
+        return self.lesson_examples[0] if spec and spec.reads_examples and self.train is not None else None
 
     @cached_property
     def lesson_examples(self) -> tuple[Examples, Examples]:

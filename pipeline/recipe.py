@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from potstill.compress.settings import StudentSettings
 from potstill.pipeline import yaml_lines
 from potstill.pipeline.yaml_lines import Place, Problem, check, close_to, dotted, in_words, parse
 from potstill.validate.checkpoint import is_factory
@@ -65,25 +66,6 @@ class OtherTeacherSpec(CheckpointSpec):
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
-class StudentSpec(_Model):
-    """A cut of the teacher (layers, hidden width), or a checkpoint of its own."""
-
-    layers: Count | None = None
-    hidden: Count | None = None
-    checkpoint: Text | None = None
-    weights: Path | None = None
-
-    @model_validator(mode="after")
-    def _cut_or_checkpoint(self) -> "StudentSpec":
-        cut, own = bool(self.layers or self.hidden), bool(self.checkpoint or self.weights)
-        if cut == own:
-            fault = "both are given" if cut else "neither is given"
-            raise ValueError(f"expected a cut of the teacher (layers, hidden) or a checkpoint; {fault}")
-        if self.weights and not is_factory(self.checkpoint or ""):
-            raise ValueError("weights go with package.module:factory only")
-        return self
-
-
 class DataSpec(_Model):
     """Where the examples are, and which columns hold what; `max_length` is in tokens, for text only."""
 
@@ -127,7 +109,7 @@ class Recipe(_Model):
     other_teachers: tuple[OtherTeacherSpec, ...] = ()
     teacher_outputs: Path | None = None
     data: DataSpec
-    student: StudentSpec | None = None
+    student: StudentSettings | None = None
     stages: tuple[StageSpec, ...] = ()
     gate: GateSpec | None = None
     targets: tuple[Text, ...] = ()

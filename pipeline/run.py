@@ -81,7 +81,8 @@ class Run:
         if recipe.student:
             own = recipe.student
             digest = Checkpoint(own.checkpoint, own.weights).digest() if own.checkpoint else None
-            key = make("student", previous=key, settings=own.model_dump(mode="json"), sha256=digest, seed=seed)
+            cut_by = material.student_examples.digest if material.student_examples else None
+            key = make("student", previous=key, settings=_settings(own), sha256=digest, examples=cut_by, seed=seed)
             steps.append(self._planned("1-student", key))
         others = [
             [*_identity(model, seed), spec.weight]
@@ -152,8 +153,8 @@ class Run:
         spec, stages = self.recipe.student, self.recipe.stages
         if spec is None:
             return self.material.new_student() if stages else self.material.teacher
-        settings = spec.model_dump(mode="json", exclude_none=True)
-        what = _short(Student(**spec.model_dump()).in_words(self.material.teacher))
+        settings = TypeAdapter(type(spec)).dump_python(spec, mode="json", exclude_defaults=True)
+        what = _short(Student(**dataclasses.asdict(spec)).in_words(self.material.teacher))
         model, place = self._made(step, "student", what, settings, lambda: (self.material.new_student(), None))
         judged = self._judged(model, self.keys[step], "student")
         self._enter("student", "start" if stages else "stage", what, model, place, judged)

@@ -22,6 +22,7 @@ from potstill.validate.data import Rows
 from potstill.validate.encoder import ArrayEncoder, Encoder, ImageEncoder, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.files import write_json
+from potstill.validate.low_rank import KEY, load_low_rank, ranks_of, recorded_ranks
 
 
 def as_they_are(outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -55,11 +56,16 @@ class Model:
     read: Callable[[Tensor, Mapping[str, Tensor]], Tensor] = as_they_are
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint: what `from_pretrained` opens, or `model.safetensors` for a factory."""
+        """Write the checkpoint: what `from_pretrained` opens, or `model.safetensors` for a factory.
+
+        The ranks of a model with `LowRank` modules stand in `potstill.json`; see `low_rank`.
+        """
         core: Any = self.core
         if hasattr(core, "save_pretrained"):
             with quiet_transformers():
                 core.save_pretrained(folder)
+            if ranks := ranks_of(core):
+                write_json(folder / RECORD, {KEY: ranks})
         else:
             from safetensors.torch import save_model
 
@@ -262,9 +268,13 @@ def _load_classifier(
             raise InputError(f"{checkpoint} is made for {config.problem_type}; {word} gives each example one class")
         if labels is not None:
             _give_labels(config, labels, checkpoint)
-        core, info = auto_class.from_pretrained(
-            where, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
+        if ranks := recorded_ranks(where):
+            core, missing = load_low_rank(auto_class, config, Path(where), ranks)
+            info = {"missing_keys": missing, "mismatched_keys": []}
+        else:
+            core, info = auto_class.from_pretrained(
+                where, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+            )
     missing = sorted(info["missing_keys"])
     head = [key for key in missing if not key.startswith(f"{core.base_model_prefix}.")]
     if info["mismatched_keys"] or (missing and (labels is None or missing != head)):

@@ -1,0 +1,247 @@
+"""A smaller vocabulary: the tokens that the examples use, and all that spell any other word.
+
+Shapes: V tokens before the cut, K after it.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from potstill.validate.data import Examples
+from potstill.validate.encoder import Encoder
+from potstill.validate.errors import InputError
+from potstill.validate.task import Model, quiet_transformers
+
+AT_ONCE = 1024  # examples encoded in one call
+_FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
+
+
+def cut_vocabulary(
+    model: Model, examples: Examples, most: int | Literal["used"], config: Any
+) -> tuple[Encoder, list[int]]:
+    """An encoder with the tokens that stay, and their ids (K,) in the model, rising; the config is made to match.
+
+    Args:
+        model: whose tokenizer is cut; it stays as it is itself.
+        examples: whose texts say which tokens are used.
+        most: the largest K, or `used`; see `tokens_to_keep`.
+        config: of the student, changed in place: size of the vocabulary and ids of special tokens.
+
+    Raises:
+        InputError: there is no fast tokenizer, it is of another kind, or what must stay is more than `most`.
+    """
+    counts = token_counts(model, examples)
+    encode: Any = model.encode
+    kept = tokens_to_keep(encode.tokenizer, counts, most, config)
+    new = {old: k for k, old in enumerate(kept)}
+    for name, value in _named_tokens(config):
+        setattr(config, name, new[value])
+    config.vocab_size = len(kept)
+    return cut_encoder(encode, kept), kept
+
+
+def token_counts(model: Model, examples: Examples) -> NDArray[np.int64]:
+    """How often the examples, as the model reads them, use each token: (V,), padding and special tokens among them.
+
+    Raises:
+        InputError: the model has no fast tokenizer.
+    """
+    encode: Any = model.encode
+    config: Any = model.core.config
+    if getattr(getattr(encode, "tokenizer", None), "backend_tokenizer", None) is None:
+        raise InputError("vocabulary= cuts what a model's fast tokenizer gives, and the teacher has none")
+    counts = np.zeros(config.vocab_size, dtype=np.int64)
+    truncated = encode.truncated
+    for start in range(0, len(examples), AT_ONCE):
+        ids = encode(examples.rows(range(start, min(start + AT_ONCE, len(examples)))))["input_ids"]
+        counts += np.bincount(ids.ravel(), minlength=len(counts))
+    encode.truncated = truncated
+    return counts
+
+
+def unknown_tokens(model: Model, examples: Examples) -> int:
+    """How many tokens of the examples the model's tokenizer does not know."""
+    encode: Any = model.encode
+    unknown = encode.tokenizer.unk_token_id
+    return 0 if unknown is None else int(token_counts(model, examples)[unknown])
+
+
+def tokens_to_keep(tokenizer: Any, counts: NDArray[np.int64], most: int | Literal["used"], config: Any) -> list[int]:
+    """Ids (K,), rising, of the tokens that stay.
+
+    Special and added tokens, single characters and bytes always stay, so that every word that could be spelled still
+    can. Of the others those with a count, the most frequent first; for BPE each with the tokens that merge into it.
+    A text whose tokens all stay is cut into the same tokens as before, since only pieces that were not chosen have
+    gone; but a word that was unknown as a whole may come to be spelled.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        counts: of each token (V,).
+        most: the largest K, or `used` for all with a count.
+        config: of the model; the tokens that it names stay, and those before its padding token, from whose id
+            RoBERTa counts its positions.
+
+    Raises:
+        InputError: what must stay is more than `most`, or the tokenizer is of another kind.
+    """
+    plain = _plain(tokenizer)
+    ids = _ids(plain["model"])
+    kept = {i for token, i in ids.items() if _is_letter(token, plain["model"])}
+    kept |= {entry["id"] for entry in plain["added_tokens"]} | {*tokenizer.all_special_ids}
+    kept |= {value for _, value in _named_tokens(config)} | {*range(getattr(config, "pad_token_id", None) or 0)}
+    if (unknown := plain["model"].get("unk_token")) in ids:
+        kept.add(ids[unknown])
+    if plain["model"].get("unk_id") is not None:
+        kept.add(plain["model"]["unk_id"])
+    room = len(counts) if most == "used" else most
+    if len(kept) > room:
+        raise InputError(
+            f"vocabulary={most}: special tokens, single characters and bytes stay, and they alone are {len(kept)}; "
+            "give at least as many"
+        )
+    parts = _Merges(plain["model"], ids)
+    for i in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].tolist():
+        more = ({i} | parts.of(i)) - kept
+        if len(kept) + len(more) > room:
+            break
+        kept |= more
+    return sorted(i for i in kept if i < len(counts))
+
+
+def cut_encoder(encode: Encoder, kept: list[int]) -> Encoder:
+    """The same encoder whose tokenizer knows only some tokens; the k-th of `kept` gets the id k.
+
+    Raises:
+        InputError: the tokenizer is of another kind than WordPiece, BPE, Unigram or whole words.
+    """
+    from transformers import AutoTokenizer
+
+    reader: Any = encode
+    new = {old: k for k, old in enumerate(kept)}
+    plain = _plain(reader.tokenizer)
+    plain["model"] = _cut_model(plain["model"], new)
+    plain["added_tokens"] = [{**entry, "id": new[entry["id"]]} for entry in plain["added_tokens"] if entry["id"] in new]
+    if plain["post_processor"]:
+        plain["post_processor"] = _cut_processor(plain["post_processor"], new)
+    with tempfile.TemporaryDirectory() as name, quiet_transformers():
+        folder = Path(name)
+        reader.tokenizer.save_pretrained(folder)
+        for path in folder.iterdir():  # the vocabulary in older forms
+            if path.is_file() and path.name not in (_FILE, _SETTINGS, "special_tokens_map.json", "chat_template.jinja"):
+                path.unlink()
+        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        settings.pop("added_tokens_decoder", None)  # by the old ids; tokenizer.json holds them too
+        (folder / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
+        (folder / _FILE).write_text(json.dumps(plain), encoding="utf-8")
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    cut: Encoder = replace(reader, tokenizer=tokenizer, truncated=0)
+    return cut
+
+
+def _named_tokens(config: Any) -> list[tuple[str, int]]:
+    """The fields of a config that hold the id of a token it has."""
+    return [
+        (name, value)
+        for name, value in config.to_dict().items()
+        if name.endswith("_token_id") and type(value) is int and 0 <= value < config.vocab_size
+    ]
+
+
+def _plain(tokenizer: Any) -> dict[str, Any]:
+    """What is in tokenizer.json."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    plain: dict[str, Any] = json.loads(backend.to_str())
+    return plain
+
+
+def _ids(model: Mapping[str, Any]) -> dict[str, int]:
+    """Token to id."""
+    if model["type"] == "Unigram":
+        return {piece: i for i, (piece, _score) in enumerate(model["vocab"])}
+    if model["type"] not in ("WordPiece", "BPE", "WordLevel"):
+        raise InputError(f"vocabulary= cuts WordPiece, BPE and Unigram tokenizers, and this one is {model['type']}")
+    return dict(model["vocab"])
+
+
+def _affixes(model: Mapping[str, Any]) -> tuple[str, str]:
+    """What marks a token inside a word at its start, and at a word's end."""
+    return model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
+
+
+def _is_letter(token: str, model: Mapping[str, Any]) -> bool:
+    """Whether a token is a single character, or a byte such as `<0x0A>`."""
+    prefix, suffix = _affixes(model)
+    bare = token.removeprefix(prefix).removesuffix(suffix)
+    return len(bare or token) == 1 or (len(token) == 6 and token.startswith("<0x") and token.endswith(">"))
+
+
+class _Merges:
+    """The merges of a BPE model; of other kinds none."""
+
+    def __init__(self, model: Mapping[str, Any], ids: Mapping[str, int]) -> None:
+        self._ids, self._tokens = ids, {i: token for token, i in ids.items()}
+        self._rank = {tuple(pair): rank for rank, pair in enumerate(model.get("merges", []))}
+        self._prefix, self._suffix = _affixes(model)
+
+    def of(self, i: int) -> set[int]:
+        """Ids of the tokens that a token is merged from, as BPE (Sennrich 2016) merges it: lowest rank first."""
+        if not self._rank or i not in self._tokens:
+            return set()
+        symbols, found = self._letters(self._tokens[i]), set[str]()
+        while len(symbols) > 1:
+            found.update(symbols)
+            ranks = [self._rank.get(pair, len(self._rank)) for pair in pairwise(symbols)]
+            at = int(np.argmin(ranks))
+            if ranks[at] == len(self._rank):
+                break
+            symbols[at : at + 2] = [self.joined(symbols[at], symbols[at + 1])]
+        return {self._ids[symbol] for symbol in found if symbol in self._ids}
+
+    def joined(self, left: str, right: str) -> str:
+        """What two tokens merge into."""
+        return left + right.removeprefix(self._prefix)
+
+    def _letters(self, token: str) -> list[str]:
+        bare = token.removeprefix(self._prefix).removesuffix(self._suffix)
+        inside = bool(self._prefix) and token.startswith(self._prefix)
+        letters = [(self._prefix if k or inside else "") + letter for k, letter in enumerate(bare)]
+        if letters and self._suffix and token.endswith(self._suffix):
+            letters[-1] += self._suffix
+        return letters
+
+
+def _cut_model(model: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+    """A tokenizer's model with the kept tokens, their new ids, and the merges among them."""
+    if model["type"] == "Unigram":
+        vocab = [entry for i, entry in enumerate(model["vocab"]) if i in new]
+        return {**model, "vocab": vocab, "unk_id": new.get(model["unk_id"])}
+    ids = {token: new[i] for token, i in _ids(model).items() if i in new}
+    if model["type"] != "BPE":
+        return {**model, "vocab": ids}
+    join = _Merges(model, ids).joined
+    merges = [pair for pair in model["merges"] if pair[0] in ids and pair[1] in ids and join(*pair) in ids]
+    return {**model, "vocab": ids, "merges": merges}
+
+
+def _cut_processor(part: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+    """What adds the special tokens, with their new ids."""
+    match part["type"]:
+        case "TemplateProcessing":
+            special = {
+                name: {**entry, "ids": [new[i] for i in entry["ids"]]} for name, entry in part["special_tokens"].items()
+            }
+            return {**part, "special_tokens": special}
+        case "BertProcessing" | "RobertaProcessing":
+            return {**part, **{end: [part[end][0], new[part[end][1]]] for end in ("sep", "cls")}}
+        case "Sequence":
+            return {**part, "processors": [_cut_processor(inner, new) for inner in part["processors"]]}
+    return part

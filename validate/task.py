@@ -17,11 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint, build_module, open_folder, reading_weights, some
+from potstill.validate.checkpoint import (
+    RECORD,
+    WEIGHTS,
+    Checkpoint,
+    beside,
+    build_module,
+    open_folder,
+    reading_weights,
+    some,
+)
 from potstill.validate.data import Rows
 from potstill.validate.encoder import ArrayEncoder, Encoder, ImageEncoder, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.files import write_json
+from potstill.validate.reshape import record_of, recorded, reshaped_class, shapes_in
 
 
 def as_they_are(outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -55,8 +65,12 @@ class Model:
     read: Callable[[Tensor, Mapping[str, Tensor]], Tensor] = as_they_are
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint: what `from_pretrained` opens, or `model.safetensors` for a factory."""
+        """Write the checkpoint: what `from_pretrained` opens, or `model.safetensors` for a factory.
+
+        A model whose shapes are its own opens with Potstill alone; see `validate/reshape.py`.
+        """
         core: Any = self.core
+        record = record_of(core)
         if hasattr(core, "save_pretrained"):
             with quiet_transformers():
                 core.save_pretrained(folder)
@@ -64,7 +78,9 @@ class Model:
             from safetensors.torch import save_model
 
             save_model(self.core, str(folder / WEIGHTS))
-            write_json(folder / RECORD, {"factory": self.checkpoint.source})
+            record |= {"factory": self.checkpoint.source}
+        if record:
+            write_json(folder / RECORD, record)
         self.encode.save(folder)
 
     @property
@@ -262,9 +278,7 @@ def _load_classifier(
             raise InputError(f"{checkpoint} is made for {config.problem_type}; {word} gives each example one class")
         if labels is not None:
             _give_labels(config, labels, checkpoint)
-        core, info = auto_class.from_pretrained(
-            where, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
+        core, info = _open(auto_class, where, config)
     missing = sorted(info["missing_keys"])
     head = [key for key in missing if not key.startswith(f"{core.base_model_prefix}.")]
     if info["mismatched_keys"] or (missing and (labels is None or missing != head)):
@@ -273,6 +287,22 @@ def _load_classifier(
             f"a teacher must be fine-tuned for {word}"
         )
     return core.eval(), tuple(missing)
+
+
+def _open(auto_class: Any, where: str, config: Any) -> tuple[Any, dict[str, Any]]:
+    """A transformers model in float32, with what its loader tells; reshaped where the folder's record says so."""
+    settings = {"config": config, "dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
+    attributes = recorded(beside(Path(where) / WEIGHTS))
+    if attributes is None:
+        opened: tuple[Any, dict[str, Any]] = auto_class.from_pretrained(where, **settings)
+        return opened
+    with torch.device("meta"):
+        kind = type(auto_class.from_config(config, trust_remote_code=False))
+    shapes = shapes_in(Path(where).glob("*.safetensors"))
+    del settings["trust_remote_code"]  # a word of the auto classes only
+    core, info = reshaped_class(kind, shapes, attributes).from_pretrained(where, **settings)
+    core.__class__ = kind
+    return core, info
 
 
 def _give_labels(config: Any, labels: tuple[str, ...], checkpoint: Checkpoint) -> None:

@@ -46,10 +46,10 @@ def channels_of(module: nn.Module, inputs: Sequence[Tensor]) -> Channels:
     """
     parts, free, bound = [], 0, 0
     for group in _graph(module, inputs).get_all_groups(root_module_types=ROOTS):
-        count = sum(_given(item) for item in group.items)
-        match _trial(module, inputs, part := _part(group)):
+        count, part = sum(_given(item) for item in group.items), _part(group)
+        match _trial(module, inputs, part) if part else "bound":
             case "cut":
-                parts.append(part)
+                parts += [part] if part else []
                 free += count
             case "bound":
                 bound += count
@@ -78,14 +78,16 @@ def _given(item: Any) -> int:
     return int(module.out_features if isinstance(module, nn.Linear) else module.out_channels) if gives else 0
 
 
-def _part(group: Any) -> Part:
-    """A group as a part, gated where Conv and Linear modules take its channels."""
+def _part(group: Any) -> Part | None:
+    """A group as a part, gated where Conv and Linear modules take its channels; None if they take less than it has."""
     root = group[0].dep.target
     sites = []
     for item in group.items:
         module = item.dep.target.module
         if item.dep.handler in TAKERS:
             features = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+            if max(item.idxs) >= features or None in item.root_idxs:
+                return None
             unit = torch.full((features,), -1)
             unit[list(item.idxs)] = torch.tensor(list(item.root_idxs))
             sites.append(Site(module, unit))

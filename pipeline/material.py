@@ -85,7 +85,7 @@ class Material:
                 "examples that neither trained nor calibrated it"
             )
         if both:
-            self._warn(f"{both} of the {len(self.eval)} evaluation examples are in data.{key} too.")
+            self.warn(f"{both} of the {len(self.eval)} evaluation examples are in data.{key} too.")
         if len(examples) < 2:
             raise InputError(f"data.{key} ({examples.name}) holds {len(examples)} examples; at least 2 are needed")
         return examples
@@ -101,10 +101,10 @@ class Material:
         except RuntimeError as error:
             raise InputError(f"the student cannot run ({error}); give --student CHECKPOINT, or another cut") from error
         if student.fresh:
-            self._warn(f"The student's checkpoint does not hold {some([*student.fresh])}: these started untrained.")
+            self.warn(f"The student's checkpoint does not hold {some([*student.fresh])}: these started untrained.")
         return self._encoding_once(student)
 
-    def _warn(self, sentence: str) -> None:
+    def warn(self, sentence: str) -> None:
         """Add to what a reader should know, once."""
         if sentence not in self.warnings:
             self.warnings.append(sentence)

@@ -166,6 +166,9 @@ class Run:
         lesson = Lesson(self.material.task, self.material.teacher, train, held_out, self.recipe.seed, work)
         trained, place = self._made(step, name, what, settings, lambda: (model, stage(model, lesson)))
         shutil.rmtree(work)
+        if hasattr(stage, "notes"):  # a stage may say what a reader should know, from its log
+            for sentence in stage.notes(read_json(place / "record.json")["log"]):
+                self.material.warn(sentence)
         self._enter(name, "stage", what, trained, place, self._judged(trained, self.keys[step], name))
         self._stop_if_failed()
         return trained
@@ -382,5 +385,9 @@ def _settings(stage: Any) -> dict[str, Any]:
 
 def _in_words(settings: dict[str, Any]) -> str:
     """The settings that say most of a stage."""
-    words = {"epochs": "{:g} epochs", "temperature": "T {:g}", "soft_weight": "soft {:g}"}
-    return ", ".join(word.format(settings[name]) for name, word in words.items() if name in settings)
+    words = {
+        "layers": "{} layers less", "heads": "{:.0%} of heads less", "neurons": "{:.0%} of neurons less",
+        "channels": "{:.0%} of channels less", "rounds": "{} rounds", "epochs": "{:g} epochs",
+        "temperature": "T {:g}", "soft_weight": "soft {:g}",
+    }  # fmt: skip
+    return ", ".join(word.format(settings[name]) for name, word in words.items() if settings.get(name) is not None)

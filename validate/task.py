@@ -72,8 +72,8 @@ class Model:
         core: Any = self.core
         record = record_of(core)
         if hasattr(core, "save_pretrained"):
-            with quiet_transformers():
-                core.save_pretrained(folder)
+            with quiet_transformers():  # shapes are recorded by the model's own names, so these are to be in the file
+                core.save_pretrained(folder, **({"save_original_format": False} if record else {}))
         else:
             from safetensors.torch import save_model
 

@@ -241,23 +241,26 @@ def test_channels_that_a_padded_shortcut_fixes_are_left_and_counted(cnn: Model, 
 
 
 class Joined(nn.Module):
-    """Two convolutions side by side, joined and flattened for one Linear module."""
+    """Two convolutions side by side, joined for a third, whose channels are flattened for a Linear module."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1), nn.Linear(90, 2)
+        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+        self.middle, self.last = nn.Conv2d(10, 5, 1), nn.Linear(45, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.last(torch.cat([self.left(x), self.right(x)], dim=1).flatten(1))
+        logits: Tensor = self.last(self.middle(torch.cat([self.left(x), self.right(x)], dim=1)).flatten(1))
         return logits
 
 
 def test_channels_are_followed_through_joins_and_flattening() -> None:
     found = channels_of(Joined().eval(), [torch.rand(2, 3, 3, 3)])
-    units = {part.name: part.sites[0].unit for part in found.parts}
-    pixels = torch.arange(10).repeat_interleave(9)  # each of ten channels of 3 x 3
-    assert torch.equal(units["left"], torch.where(pixels < 4, pixels, -1))
-    assert torch.equal(units["right"], torch.where(pixels < 4, -1, pixels - 4))
+    units = {part.name: [site.unit.tolist() for site in part.sites if site.unit is not None] for part in found.parts}
+    assert units == {
+        "left": [[0, 1, 2, 3, -1, -1, -1, -1, -1, -1]],
+        "right": [[-1, -1, -1, -1, 0, 1, 2, 3, 4, 5]],
+        "middle": [[channel for channel in range(5) for _pixel in range(9)]],
+    }
 
 
 def test_shares_are_what_was_asked(bert: Model, lesson: Lesson) -> None:

@@ -3,8 +3,8 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from potstill.compress.channel_parts import channels_of, remove_channels
 from potstill.compress.distill import Distill, Lesson
 from potstill.compress.gates import Part, importance, outputs, same
 from potstill.compress.transformer_parts import Encoder, encoder_of
+from potstill.validate.data import Examples
 from potstill.validate.errors import InputError
 from potstill.validate.files import read_json, whole_folder, write_json
 from potstill.validate.predictor import best_device
@@ -98,7 +99,7 @@ class Prune:
         encoder = self._encoder(student)
         log: Log = [{"round": 0, "step": 0, "epoch": 0, **sizes(student, inputs)}]
         if self.layers and encoder:
-            cut = _once(lesson.work / LAYERS, lambda: self._least_layers(encoder, student, lesson))
+            cut = _once(lesson.work / LAYERS, partial(self._least_layers, encoder, student, lesson))
             _apply(cut, student, inputs)
         start = {kind: {part.name: part.units for part in _parts(kind, student, inputs)} for kind in self.shares}
         self._check(start, student)
@@ -107,8 +108,7 @@ class Prune:
             log[0] |= {"free": found.free, "bound": found.bound}
         for number in range(1, self.rounds + 1):
             work = lesson.work / f"round-{number}"
-            done = number / self.rounds
-            cut = _once(work / CUT, lambda done=done: self._least(start, done, student, inputs, lesson))  # type: ignore[misc]
+            cut = _once(work / CUT, partial(self._least, start, number / self.rounds, student, inputs, lesson))
             _apply(cut, student, inputs)
             log.append({**_end(log), "round": number, **sizes(student, inputs)})
             log += _after(_end(log), self._trained(student, replace(lesson, work=work)))
@@ -134,9 +134,8 @@ class Prune:
         """What a reader should know of a run of this stage, from its log."""
         bound = int(log[0].get("bound", 0))
         total = bound + int(log[0].get("free", 0))
-        return [f"{bound:,} of {total:,} channels cannot be pruned, and stayed: the model fixes their number."] * bool(
-            bound
-        )
+        said = f"{bound:,} of {total:,} channels cannot be pruned, and stayed: the model fixes their number."
+        return [said] if bound else []
 
     # The steps.
 
@@ -162,18 +161,19 @@ class Prune:
     def _check(self, start: Mapping[str, Mapping[str, int]], student: Model) -> None:
         """Refuse shares that remove nothing, or leave a part empty."""
         for kind, share in self.shares.items():
-            sizes = list(start[kind].values())
-            if not sizes:
+            units = list(start[kind].values())
+            if not units:
                 raise InputError(f"prune: {type(student.core).__name__} has no {kind} that can be removed")
-            gone = round(share * sizes[0]) if kind == "neurons" else round(share * sum(sizes))
-            most = sizes[0] - 1 if kind == "neurons" else sum(sizes) - len(sizes)
+            gone = round(share * units[0]) if kind == "neurons" else round(share * sum(units))
+            most = units[0] - 1 if kind == "neurons" else sum(units) - len(units)
             if not 0 < gone <= most:
                 raise InputError(
-                    f"prune: {kind}={share:g} of {_in_words(sizes)} would remove {gone}"
+                    f"prune: {kind}={share:g} of {_in_words(units)} would remove {gone}"
                     f"{' from each' if kind == 'neurons' else ''}; from 1 to {most} can be removed"
                 )
 
-    def _examples(self, lesson: Lesson) -> Any:
+    def _examples(self, lesson: Lesson) -> Examples:
+        """The training examples that importance is measured on."""
         count = min(self.examples, len(lesson.train))
         chosen = np.random.default_rng(lesson.seed).choice(len(lesson.train), count, replace=False)
         return lesson.train.take(np.sort(chosen).tolist(), "to weigh")
@@ -208,7 +208,10 @@ class Prune:
                 chosen = [sorted(np.argsort(score, kind="stable")[:count].tolist()) for score in own]
             else:
                 total = sum(was.values())
-                chosen = least_of_all(own, round(share * done * total) - total + sum(map(len, own)))
+                left = (
+                    sum(map(len, own)) + len(was) - len(own)
+                )  # a group that is down to one channel is no part any more
+                chosen = least_of_all(own, round(share * done * total) - total + left)
             cut[kind] = {part.name: units for part, units in zip(parts[kind], chosen, strict=True)}
         return cut
 
@@ -237,7 +240,7 @@ def least_of_all(scores: Sequence[NDArray[np.float64]], count: int) -> list[list
 
 
 def sizes(student: Model, inputs: Sequence[Tensor]) -> dict[str, float]:
-    """Weights of a model, and multiply-adds of its matrix products and convolutions for the first of some inputs."""
+    """Weights of a model, and its multiply-adds for the first of some inputs, as `torch.utils.flop_counter` counts."""
     with FlopCounterMode(display=False) as counter:
         outputs(student.module, [tensor[:1] for tensor in inputs], [], [])
     return {"parameters": student.parameters, "macs": counter.get_total_flops() // 2}
@@ -294,7 +297,7 @@ def _after(end: Mapping[str, float], log: Log) -> Log:
     return [entry | {name: entry[name] + end[name] for name in end if name in entry} for entry in log]
 
 
-def _in_words(sizes: Sequence[int]) -> str:
+def _in_words(units: Sequence[int]) -> str:
     """How many units there are, e.g. `4 each in 12 parts`."""
-    each = f"{sizes[0]}" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)}"
-    return f"{each} each in {len(sizes)} parts"
+    each = f"{units[0]}" if len(set(units)) == 1 else f"{min(units)} to {max(units)}"
+    return f"{each} each in {len(units)} parts"

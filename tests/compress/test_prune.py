@@ -281,6 +281,17 @@ def test_shares_are_what_was_asked(bert: Model, lesson: Lesson) -> None:
     assert steps == sorted(steps)
 
 
+@pytest.mark.parametrize(("share", "rounds", "left"), [(0.3, 2, 25), (0.9, 3, 4)])
+def test_shares_of_channels_are_what_was_asked(
+    cnn: Model, blobs: Examples, tmp_path: Path, share: float, rounds: int, left: int
+) -> None:
+    Prune(channels=share, rounds=rounds, distill=SHORT)(cnn, cnn_lesson(load_cnn(blobs), blobs, tmp_path))
+    net = inside(cnn)
+    assert net.block.inner.out_channels + net.hidden.out_features == left
+    assert net.block.inner.out_channels == net.block.depthwise.groups == net.block.out.in_channels
+    assert min(net.block.inner.out_channels, net.hidden.out_features) >= 1
+
+
 def test_multiply_adds_are_counted_for_one_example(cnn: Model, blobs: Examples) -> None:
     by_hand = 36 * 9 * (3 * 8 + 8 * 16 + 16 + 16 * 8) + 12 * 9 * 20 + 20 * 4
     assert sizes(cnn, cnn.batch(blobs.rows([0, 1]), CPU))["macs"] == by_hand

@@ -8,6 +8,7 @@ from potstill.targets.host import here
 VERSIONED = [
     "potstill",
     "torch",
+    "torch-pruning",
     "torchvision",
     "pillow",
     "transformers",

@@ -103,7 +103,7 @@ class Material:
                 "examples that neither trained nor calibrated it"
             )
         if both:
-            self._warn(f"{both} of the {len(self.eval)} evaluation examples are in data.{key} too.")
+            self.warn(f"{both} of the {len(self.eval)} evaluation examples are in data.{key} too.")
         if len(examples) < 2:
             raise InputError(f"data.{key} ({examples.name}) holds {len(examples)} examples; at least 2 are needed")
         return examples
@@ -121,16 +121,16 @@ class Material:
         except RuntimeError as error:
             raise InputError(f"the student cannot run ({error}); give --student CHECKPOINT, or another cut") from error
         if student.fresh:
-            self._warn(f"The student's checkpoint does not hold {some([*student.fresh])}: these started untrained.")
+            self.warn(f"The student's checkpoint does not hold {some([*student.fresh])}: these started untrained.")
         if spec.vocabulary:
             ours, theirs = (unknown_tokens(model, self.eval) for model in (student, self.teacher))
             if ours > theirs:
-                self._warn(
+                self.warn(
                     f"The student's vocabulary lacks {ours} tokens of the evaluation set, the teacher's {theirs}."
                 )
         return self._encoding_once(student)
 
-    def _warn(self, sentence: str) -> None:
+    def warn(self, sentence: str) -> None:
         """Add to what a reader should know, once."""
         if sentence not in self.warnings:
             self.warnings.append(sentence)

@@ -169,6 +169,9 @@ class Run:
         lesson = self.material.lesson(work, self.recipe.teacher_outputs or self.cache.folder)
         trained, place = self._made(step, name, what, settings, lambda: (model, stage(model, lesson)))
         shutil.rmtree(work)
+        if hasattr(stage, "notes"):  # a stage may say what a reader should know, from its log
+            for sentence in stage.notes(read_json(place / "record.json")["log"]):
+                self.material.warn(sentence)
         self._enter(name, "stage", what, trained, place, self._judged(trained, self.keys[step], name))
         self._stop_if_failed()
         return trained
@@ -386,7 +389,8 @@ def _settings(stage: Any) -> dict[str, Any]:
 def _in_words(settings: dict[str, Any]) -> str:
     """The settings that say most of a stage."""
     words = {
-        "epochs": "{:g} epochs",
+        "layers": "{} layers less", "heads": "{:.0%} of heads less", "neurons": "{:.0%} of neurons less",
+        "channels": "{:.0%} of channels less", "rounds": "{} rounds", "epochs": "{:g} epochs",
         "temperature": "T {:g}",
-    }
-    return ", ".join(word.format(settings[name]) for name, word in words.items() if name in settings)
+    }  # fmt: skip
+    return ", ".join(word.format(settings[name]) for name, word in words.items() if settings.get(name) is not None)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RECORD = "potstill.json"
 WEIGHTS = "model.safetensors"
+RESHAPED = "reshaped"  # in the record: see validate/reshape.py
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
 
 
@@ -69,15 +70,23 @@ class Checkpoint:
         return path if path.is_dir() else None
 
     def digest(self) -> str:
-        """SHA-256 of the content: a folder's files; a factory's weights and the file of its code; else the name.
+        """SHA-256 of the content: a folder's files; a factory's weights, their shapes and its code; else the name.
 
         What a factory's file imports is not seen.
         """
         if self.is_factory:
             code = inspect.getsourcefile(_imported(self))
             files = [sha256_file(Path(path)) if path else None for path in (self.weights, code)]
-            return sha256_json([self.source, *files])
+            shapes = beside(self.weights).get(RESHAPED) if self.weights else None
+            return sha256_json([self.source, *files, *([shapes] if shapes else [])])
         return sha256_folder(self.folder) if self.folder else f"name:{self.source}"
+
+
+def beside(weights: Path) -> dict[str, Any]:
+    """The record that lies beside the weights that Potstill wrote; empty for other files."""
+    path = weights.with_name(RECORD)
+    record: dict[str, Any] = read_json(path) if weights.name == WEIGHTS and path.is_file() else {}
+    return record
 
 
 def open_folder(checkpoint: Checkpoint) -> str:
@@ -91,7 +100,7 @@ def open_folder(checkpoint: Checkpoint) -> str:
         if source.startswith((".", "/", "~")) or Path(source).suffix in {".onnx", ".safetensors", ".bin", ".pt", ".th"}:
             raise InputError(f"no such checkpoint folder: {source}; expected a folder with config.json and weights")
         return source
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    record = beside(folder / WEIGHTS)
     if record.get("factory"):
         raise InputError(
             f"{folder} holds weights for the factory {record['factory']!r}, and no code is run from a checkpoint; "
@@ -168,12 +177,17 @@ def _imported(checkpoint: Checkpoint) -> ModuleType:
 
 
 def _load_weights(module: "nn.Module", checkpoint: Checkpoint) -> None:
-    """Load a weights file into a module; every key must match."""
+    """Load a weights file into a module, reshaped first where the record says so; every key must match."""
     import torch
     from safetensors.torch import load_model
 
+    from potstill.validate.reshape import recorded, reshape, shapes_in
+
     assert checkpoint.weights is not None
+    attributes = recorded(beside(checkpoint.weights))
     with reading_weights(checkpoint):
+        if attributes is not None:
+            reshape(module, shapes_in([checkpoint.weights]), attributes)
         if checkpoint.weights.suffix == ".safetensors":
             missing, unexpected = load_model(module, checkpoint.weights, strict=False)
             missing, unexpected = list(missing), list(unexpected)

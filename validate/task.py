@@ -17,12 +17,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint, build_module, open_folder, reading_weights, some
+from potstill.validate.checkpoint import (
+    RECORD,
+    WEIGHTS,
+    Checkpoint,
+    beside,
+    build_module,
+    open_folder,
+    reading_weights,
+    some,
+)
 from potstill.validate.data import Rows
 from potstill.validate.encoder import ArrayEncoder, Encoder, ImageEncoder, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.files import write_json
-from potstill.validate.low_rank import KEY, load_low_rank, ranks_of, recorded_ranks
+from potstill.validate.low_rank import KEY as LOW_RANK
+from potstill.validate.low_rank import load_low_rank, ranks_of, recorded_ranks
+from potstill.validate.reshape import record_of, recorded, reshaped_class, shapes_in
 
 
 def as_they_are(outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -58,19 +69,20 @@ class Model:
     def save(self, folder: Path) -> None:
         """Write the checkpoint: what `from_pretrained` opens, or `model.safetensors` for a factory.
 
-        The ranks of a model with `LowRank` modules stand in `potstill.json`; see `low_rank`.
+        A model with shapes or ranks of its own opens with Potstill alone; see `reshape.py` and `low_rank.py`.
         """
         core: Any = self.core
+        record = record_of(core) | ({LOW_RANK: ranks} if (ranks := ranks_of(core)) else {})
         if hasattr(core, "save_pretrained"):
-            with quiet_transformers():
-                core.save_pretrained(folder)
-            if ranks := ranks_of(core):
-                write_json(folder / RECORD, {KEY: ranks})
+            with quiet_transformers():  # shapes are recorded by the model's own names, so these are to be in the file
+                core.save_pretrained(folder, **({"save_original_format": False} if record else {}))
         else:
             from safetensors.torch import save_model
 
             save_model(self.core, str(folder / WEIGHTS))
-            write_json(folder / RECORD, {"factory": self.checkpoint.source})
+            record |= {"factory": self.checkpoint.source}
+        if record:
+            write_json(folder / RECORD, record)
         self.encode.save(folder)
 
     @property
@@ -268,13 +280,7 @@ def _load_classifier(
             raise InputError(f"{checkpoint} is made for {config.problem_type}; {word} gives each example one class")
         if labels is not None:
             _give_labels(config, labels, checkpoint)
-        if ranks := recorded_ranks(where):
-            core, missing = load_low_rank(auto_class, config, Path(where), ranks)
-            info = {"missing_keys": missing, "mismatched_keys": []}
-        else:
-            core, info = auto_class.from_pretrained(
-                where, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-            )
+        core, info = _open(auto_class, where, config)
     missing = sorted(info["missing_keys"])
     head = [key for key in missing if not key.startswith(f"{core.base_model_prefix}.")]
     if info["mismatched_keys"] or (missing and (labels is None or missing != head)):
@@ -283,6 +289,25 @@ def _load_classifier(
             f"a teacher must be fine-tuned for {word}"
         )
     return core.eval(), tuple(missing)
+
+
+def _open(auto_class: Any, where: str, config: Any) -> tuple[Any, dict[str, Any]]:
+    """A transformers model in float32, with what its loader tells; reshaped as the folder's record says."""
+    if ranks := recorded_ranks(where):
+        core, missing = load_low_rank(auto_class, config, Path(where), ranks)
+        return core, {"missing_keys": missing, "mismatched_keys": []}
+    settings = {"config": config, "dtype": torch.float32, "output_loading_info": True, "trust_remote_code": False}
+    attributes = recorded(beside(Path(where) / WEIGHTS))
+    if attributes is None:
+        opened: tuple[Any, dict[str, Any]] = auto_class.from_pretrained(where, **settings)
+        return opened
+    with torch.device("meta"):
+        kind = type(auto_class.from_config(config, trust_remote_code=False))
+    shapes = shapes_in(Path(where).glob("*.safetensors"))
+    del settings["trust_remote_code"]  # a word of the auto classes only
+    core, info = reshaped_class(kind, shapes, attributes).from_pretrained(where, **settings)
+    core.__class__ = kind
+    return core, info
 
 
 def _give_labels(config: Any, labels: tuple[str, ...], checkpoint: Checkpoint) -> None:

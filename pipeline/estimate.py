@@ -3,7 +3,6 @@
 import copy
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,12 +17,14 @@ from rich.table import Table
 
 from potstill.compress.distill import Collator, Distill, Lesson
 from potstill.compress.losses import hard_loss, soft_loss
+from potstill.compress.qat import Qat, quantized
 from potstill.compress.teacher import Teacher
 from potstill.pipeline.ledger import size_in_words
 from potstill.pipeline.run import Run
 from potstill.pipeline.stages import STAGES
 from potstill.validate.data import Examples
 from potstill.validate.errors import InputError
+from potstill.validate.fake_quant import Formats
 from potstill.validate.predictor import TorchPredictor, best_device
 from potstill.validate.task import Model
 
@@ -134,7 +135,8 @@ def _what(run: Run, step: str) -> str:
     number, _, name = step.partition("-")
     if name in STAGES and number.isdigit():
         stage = run.recipe.build_stages(STAGES)[int(number) - 2]
-        return f"{stage.steps(len(run.material.lesson_examples[0])):,} steps of {stage.batch_size} examples"
+        loop = stage.distill if isinstance(stage, Qat) else stage
+        return f"{loop.steps(len(run.material.lesson_examples[0])):,} steps of {loop.batch_size} examples"
     return {
         "0-teacher": "predict the evaluation set",
         "1-student": "make and judge the student",
@@ -197,15 +199,16 @@ def _by_length(examples: Examples, column: str) -> list[int]:
     return [int(i) for i in np.argsort([len(text) for text in examples.rows(range(len(examples)))[column]])]
 
 
-def _training(run: Run, stage: Distill, student: Model, device: torch.device) -> float:
+def _training(run: Run, stage: Distill | Qat, student: Model, device: torch.device) -> float:
     """Seconds of all steps of a training stage, from real steps on a copy of the student."""
     train, held_out = run.material.lesson_examples
-    module = copy.deepcopy(student.module).to(device).train()
+    lesson = Lesson(run.material.task, run.material.teacher, train, held_out, run.recipe.seed, Path())
+    collate, module = Collator(lesson, student), copy.deepcopy(student.module)
+    if isinstance(stage, Qat):
+        module = quantized(replace(student, module=module).in_float(), lesson, Formats(), BATCHES)
+        stage = stage.distill
+    module = module.to(device).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)
-    with tempfile.TemporaryDirectory() as work:
-        collate = Collator(
-            Lesson(run.material.task, run.material.teacher, train, held_out, run.recipe.seed, Path(work)), student
-        )
     teacher = Teacher(run.material.teacher, device)
     column, size = run.material.task.length_of, min(stage.batch_size, len(train))
     typical = _typical(train, size, column)

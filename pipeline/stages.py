@@ -4,5 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from potstill.compress.distill import Distill
+from potstill.compress.qat import Qat
 
-STAGES: Mapping[str, type[Any]] = {"distill": Distill}
+STAGES: Mapping[str, type[Any]] = {"distill": Distill, "qat": Qat}

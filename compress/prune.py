@@ -98,6 +98,8 @@ class Prune:
         """
         if ranks_of(student.core):
             raise InputError("a student of low rank cannot be pruned: give heads, neurons or layers, or rank, not both")
+        if student.in_float() is not student:
+            raise InputError("a quantised student cannot be pruned: put prune before qat")
         student.module.to("cpu").eval()
         inputs = student.batch(lesson.train.rows(range(min(TRIED, len(lesson.train)))), device("cpu"))
         encoder = self._encoder(student)

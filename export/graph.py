@@ -4,6 +4,7 @@ Shapes: B examples in a batch, C classes.
 """
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder
 from potstill.validate.errors import InputError, PotstillError, told
 from potstill.validate.predictor import OnnxPredictor
+from potstill.validate.quantized import FakeQuantized
 from potstill.validate.task import LogitsOf, Model
 
 PARITY = 1e-4  # of the largest logit; a float32 export of these models agrees to about 1e-6
+QDQ_PARITY = 5e-2  # the same for integers: a sum that torch rounds up, integer kernels may round down
 PROTOBUF_LIMIT = 2**31 - 1  # bytes that one protobuf file can hold
 
 
@@ -29,7 +32,7 @@ class Parity:
 
     Attributes:
         max_difference: largest absolute difference of a logit.
-        tolerance: what was allowed: `PARITY` times the largest absolute logit, at least `PARITY`.
+        tolerance: what was allowed: `PARITY` (`QDQ_PARITY` for integers) times the largest absolute logit or 1.
         examples: how many were compared.
     """
 
@@ -39,10 +42,11 @@ class Parity:
 
 
 def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Parity:
-    """Write a float32 ONNX graph with a dynamic batch (and sequence), and compare it with torch.
+    """Write an ONNX graph with a dynamic batch (and sequence), and compare it with torch.
 
     By `torch.onnx.export(dynamo=True)`; traced with two examples. Names of files and source lines of this
-    machine, which the exporter leaves in the graph, are removed. Weights past 2 GB go to `<name>.data`.
+    machine, which the exporter leaves in the graph, are removed. Weights past 2 GB go to `<name>.data`. The graph is
+    float32; that of a model with fake quantisation holds its integers (QDQ).
 
     Args:
         model: what to export.
@@ -58,10 +62,11 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
     axes = {axis: torch.export.Dim(name) for axis, name in model.encode.axes.items()}
     inputs = tuple(model.batch(examples.rows([0, 1]), torch.device("cpu")))
     shapes: Any = tuple(axes for _ in inputs)
-    if isinstance(model.module, LogitsOf):  # it takes *inputs: one variadic parameter
+    if isinstance(model.module, LogitsOf | FakeQuantized):  # it takes *inputs: one variadic parameter
         shapes = (shapes,)
     try:
-        with warnings.catch_warnings():
+        in_integers = model.module.as_qdq(inputs) if isinstance(model.module, FakeQuantized) else nullcontext()
+        with warnings.catch_warnings(), in_integers:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 model.module,
@@ -118,7 +123,8 @@ def check_parity(model: Model, path: Path, examples: Examples, most: int = 16) -
             ours: NDArray[np.float32] = model.module(*model.batch(rows, torch.device("cpu"))).numpy()
         worst = max(worst, float(np.nan_to_num(np.abs(session(rows) - ours), nan=np.inf).max()))
         largest = max(largest, float(np.abs(ours).max()))
-    parity = Parity(worst, PARITY * largest, count)
+    share = QDQ_PARITY if isinstance(model.module, FakeQuantized) else PARITY
+    parity = Parity(worst, share * largest, count)
     if not worst <= parity.tolerance:
         raise PotstillError(
             f"the ONNX graph of {model.checkpoint} does not compute what torch does: a logit differs by "

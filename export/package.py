@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from potstill.export.graph import Parity, export_graph, fix_shapes
-from potstill.export.quantize import Quantized, quantize, scheme_for
+from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
 from potstill.targets.host import here, runs_here
 from potstill.targets.request import GOLDEN_FORMAT
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
@@ -22,6 +22,7 @@ from potstill.validate.errors import InputError
 from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
 from potstill.validate.gate import Gate, Verdict
 from potstill.validate.predictor import OnnxPredictor
+from potstill.validate.quantized import FakeQuantized
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.task import Model
 
@@ -71,6 +72,7 @@ class Order:
         seed: of the choice of calibration examples.
         key: a hash of all that the package depends on, kept in its manifest.
         lineage: what made the model, for the manifest.
+        trained: after quantisation-aware training, the graph with the trained integers, and how it compared.
     """
 
     graph: Path
@@ -79,6 +81,7 @@ class Order:
     seed: int
     key: str
     lineage: dict[str, Any]
+    trained: tuple[Path, Parity] | None = None
 
 
 def make_package(
@@ -94,6 +97,9 @@ def make_package(
     card: Callable[["Package"], str],
 ) -> Package:
     """Quantise a graph for a target, judge the file as ONNX Runtime runs it, and write the package whole.
+
+    A model that was trained in the target's own integers keeps them; for other targets it is made from its float
+    weights. `quantization.scheme` in the manifest says which.
 
     Args:
         folder: to make.
@@ -111,10 +117,16 @@ def make_package(
     """
     started = time.monotonic()
     with whole_folder(folder) as aside:
-        encode, graph = _fixed(model.encode, order.graph, aside, target)
-        scheme = scheme_for(graph, target)
-        quantized = quantize(graph, aside / MODEL, scheme, calibrate, encode, order.seed)
-        if graph != order.graph:
+        scheme = scheme_for(order.graph, target)
+        source, order = _source(model, order, scheme)
+        encode, graph = _fixed(model.encode, source, aside, target)
+        if source == order.graph:
+            quantized = quantize(graph, aside / MODEL, scheme, calibrate, encode, order.seed)
+        else:
+            quantized = as_trained(graph, aside / MODEL, scheme, order.graph)
+        if order.trained and source == order.graph:
+            quantized = replace(quantized, scheme=f"{quantized.scheme}, from the float weights")
+        if graph != source:
             for part in aside.glob(f"{graph.name}*"):
                 part.unlink()
         model_bytes = sum(size_bytes(path) for path in aside.glob(f"{MODEL}*"))
@@ -138,6 +150,14 @@ def make_package(
         write_text(aside / "README.md", card(package))
         write_json(aside / MANIFEST, _manifest(package, target, order, aside, model))
     return package
+
+
+def _source(model: Model, order: Order, scheme: Scheme) -> tuple[Path, Order]:
+    """The graph to make a package of: the one with trained integers where they are what the scheme asks for."""
+    if order.trained and isinstance(model.module, FakeQuantized) and fits(model.module.formats, scheme):
+        graph, parity = order.trained
+        return graph, replace(order, parity=parity)
+    return order.graph, order
 
 
 def _fixed(encode: Encoder, graph: Path, aside: Path, target: Target) -> tuple[Encoder, Path]:
@@ -253,7 +273,7 @@ def write_reference(folder: Path, model: Model, examples: Examples, opset: int) 
         InputError, PotstillError: as `export_graph`.
     """
     folder.mkdir(parents=True)
-    export_graph(model, examples, folder / MODEL, opset)
+    export_graph(model.in_float(), examples, folder / MODEL, opset)
     predictor = OnnxPredictor(folder / MODEL, model.encode, "the teacher's graph")
     write_golden(folder / GOLDEN, predictor, examples, GOLDEN_TOLERANCE["float32"])
     write_json(folder / MANIFEST, {"format": "potstill-package/1", "target": REFERENCE.model_dump(mode="json")})

@@ -15,6 +15,7 @@ from potstill.targets.target import Scheme, Target
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder
 from potstill.validate.errors import InputError
+from potstill.validate.fake_quant import Formats
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
@@ -59,6 +60,19 @@ def in_words(scheme: Scheme) -> str:
     return f"{scheme.method} {types}, per {'channel' if scheme.per_channel else 'tensor'}" + (
         ", reduced range" if scheme.reduce_range else ""
     )
+
+
+def fits(formats: Formats, scheme: Scheme) -> bool:
+    """Whether a model that was trained in these integers has the ones that a scheme asks for."""
+    wanted = (scheme.method, scheme.weight, scheme.per_channel, scheme.activation, scheme.reduce_range)
+    return wanted == ("static", "int8", True, formats.activation, formats.reduce_range)
+
+
+def as_trained(path: Path, out: Path, scheme: Scheme, float_graph: Path) -> Quantized:
+    """Write the graph at `path`, which holds its integers from training, to `out` as it is."""
+    save_model(onnx.load(str(path)), out)
+    left, weighted = len(_float_nodes(out)), len(_float_nodes(float_graph))
+    return Quantized(f"{in_words(scheme)}, from training", scheme.why, weighted, left, 0)
 
 
 def quantize(

@@ -3,7 +3,6 @@
 import copy
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,11 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill.compress.distill import Distill, rehearsal
+from potstill.compress.prune import Prune
+from potstill.compress.qat import Qat, quantized
 from potstill.pipeline.ledger import size_in_words
 from potstill.pipeline.run import Run
 from potstill.pipeline.stages import STAGES
 from potstill.validate.data import Examples
 from potstill.validate.errors import InputError
+from potstill.validate.fake_quant import Formats
 from potstill.validate.predictor import TorchPredictor, best_device
 from potstill.validate.task import Model
 
@@ -132,7 +134,8 @@ def _what(run: Run, step: str) -> str:
     number, _, name = step.partition("-")
     if name in STAGES and number.isdigit():
         stage = run.recipe.build_stages(STAGES)[int(number) - 2]
-        return f"{stage.steps(len(run.material.lesson_examples[0])):,} steps of {stage.batch_size} examples"
+        loop, rounds = _loop(stage)
+        return f"{rounds * loop.steps(len(run.material.lesson_examples[0])):,} steps of {loop.batch_size} examples"
     return {
         "0-teacher": "predict the evaluation set",
         "1-student": "make and judge the student",
@@ -195,17 +198,25 @@ def _by_length(examples: Examples, column: str) -> list[int]:
     return [int(i) for i in np.argsort([len(text) for text in examples.rows(range(len(examples)))[column]])]
 
 
-def _training(run: Run, stage: Distill, student: Model, device: torch.device) -> float:
+def _loop(stage: Distill | Qat | Prune) -> tuple[Distill, int]:
+    """The training inside a stage, and how often it takes place."""
+    if isinstance(stage, Distill):
+        return stage, 1
+    return stage.distill, stage.rounds if isinstance(stage, Prune) else 1
+
+
+def _training(run: Run, stage: Distill | Qat | Prune, student: Model, device: torch.device) -> float:
     """Seconds of all steps of a training stage, from real steps on a copy of the student."""
-    with tempfile.TemporaryDirectory() as work:
-        lesson = run.material.lesson(Path(work), None)
-        step = rehearsal(stage, copy.deepcopy(student), lesson, device)
-    train = lesson.train
-    column, size = run.material.task.length_of, min(stage.batch_size, len(train))
+    lesson, student = run.material.lesson(Path(), None), copy.deepcopy(student)
+    if isinstance(stage, Qat):
+        student.module = quantized(student.in_float(), lesson, Formats(), BATCHES)
+    loop, rounds = _loop(stage)
+    step, train = rehearsal(loop, student, lesson, device), lesson.train
+    column, size = run.material.task.length_of, min(loop.batch_size, len(train))
     typical = _typical(train, size, column)
     if column:  # the longest texts decide the memory, the usual ones the time
         step(_by_length(train, column)[-size:])
-    return _timed(lambda: step(typical)) * stage.steps(len(train))
+    return _timed(lambda: step(typical)) * loop.steps(len(train)) * rounds
 
 
 def _memory_used(device: torch.device) -> int:

@@ -30,10 +30,12 @@ from potstill.validate.errors import GateFailed
 from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
 from potstill.validate.gate import Gate, parse_limit
 from potstill.validate.predictor import Predictor, TorchPredictor, best_device, predict
+from potstill.validate.quantized import FakeQuantized
 from potstill.validate.scorecard import Scorecard, judge, scorecard_from_json
 from potstill.validate.task import Model
 
 OPSET = 20
+TRAINED = "trained.onnx"  # the graph that holds the integers of quantisation-aware training
 Log = list[dict[str, float]]
 
 
@@ -206,8 +208,8 @@ class Run:
 
     def _packages(self, model: Model) -> None:
         """A package for each target, all of them before a failed gate stops the run; then all timed in turn."""
-        graph, parity = self._graph(model)
-        packages = [self._package(model, name, graph, parity) for name in self.recipe.targets]
+        graphs = self._graphs(model)
+        packages = [self._package(model, name, *graphs) for name in self.recipe.targets]
         reference, threads = self._reference(), self.recipe.profile.threads or 1
         self.comparison = self._measured(
             "comparison",
@@ -217,18 +219,25 @@ class Run:
         )
         self._stop_if_failed()
 
-    def _graph(self, model: Model) -> tuple[Path, Parity]:
-        """The float32 graph, exported once for all targets."""
+    def _graphs(self, model: Model) -> tuple[Path, Parity, tuple[Path, Parity] | None]:
+        """The float32 graph, and after quantisation-aware training that with the trained integers; for all targets."""
         key = self.keys["graph"]
         if not self.cache.done("graph", key):
             self._say("graph", f"torch to ONNX, opset {OPSET}, compared with torch")
             with self.cache.making("graph", key) as (folder, record):
-                parity = export_graph(model, self.material.samples, folder / MODEL, OPSET)
+                parity = export_graph(model.in_float(), self.material.samples, folder / MODEL, OPSET)
                 record["parity"] = dataclasses.asdict(parity)
+                if isinstance(model.module, FakeQuantized):
+                    trained = export_graph(model, self.material.samples, folder / TRAINED, OPSET)
+                    record["trained"] = dataclasses.asdict(trained)
         place = self.cache.place("graph", key)
-        return place / MODEL, Parity(**read_json(place / "record.json")["parity"])
+        record = read_json(place / "record.json")
+        own = (place / TRAINED, Parity(**record["trained"])) if "trained" in record else None
+        return place / MODEL, Parity(**record["parity"]), own
 
-    def _package(self, model: Model, name: str, graph: Path, parity: Parity) -> Path:
+    def _package(
+        self, model: Model, name: str, graph: Path, parity: Parity, trained: tuple[Path, Parity] | None
+    ) -> Path:
         """One target's package, judged and profiled; an entry of the ledger."""
         target = load_target(name)
         folder, key = self.out / "packages" / target.id, self.keys[f"packages/{target.id}"]
@@ -239,7 +248,7 @@ class Run:
                 folder,
                 model,
                 target,
-                Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made)),
+                Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made), trained),
                 calibrate=self.material.calibrate,
                 golden=self.material.samples,
                 judge=lambda predictor: self._judge(predictor, self.teacher_logits)[1],
@@ -388,7 +397,9 @@ def _settings(stage: Any) -> dict[str, Any]:
 
 def _in_words(settings: dict[str, Any]) -> str:
     """The settings that say most of a stage."""
+    settings = settings | settings.get("distill", {})
     words = {
+        "activation": "{} × int8",
         "layers": "{} layers less", "heads": "{:.0%} of heads less", "neurons": "{:.0%} of neurons less",
         "channels": "{:.0%} of channels less", "rounds": "{} rounds", "epochs": "{:g} epochs",
         "temperature": "T {:g}",

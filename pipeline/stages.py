@@ -5,5 +5,6 @@ from typing import Any
 
 from potstill.compress.distill import Distill
 from potstill.compress.prune import Prune
+from potstill.compress.qat import Qat
 
-STAGES: Mapping[str, type[Any]] = {"distill": Distill, "prune": Prune}
+STAGES: Mapping[str, type[Any]] = {"distill": Distill, "prune": Prune, "qat": Qat}

@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ from potstill.validate.errors import InputError
 from potstill.validate.files import write_json
 from potstill.validate.low_rank import KEY as LOW_RANK
 from potstill.validate.low_rank import load_low_rank, ranks_of, recorded_ranks
+from potstill.validate.quantized import FakeQuantized, restored
 from potstill.validate.reshape import record_of, recorded, reshaped_class, shapes_in
 
 
@@ -46,7 +47,8 @@ class Model:
     """A loaded checkpoint, ready to be fed.
 
     Attributes:
-        module: `forward(*inputs) -> logits`, inputs in the order of `input_names`, logits (B, C).
+        module: `forward(*inputs) -> logits`, inputs in the order of `input_names`, logits (B, C); with fake
+            quantisation in it after quantisation-aware training.
         encode: raw rows to named inputs.
         input_names: the inputs' names in the order of `forward`.
         labels: class names, in the order of the logits.
@@ -83,7 +85,13 @@ class Model:
             record |= {"factory": self.checkpoint.source}
         if record:
             write_json(folder / RECORD, record)
+        if isinstance(self.module, FakeQuantized):
+            self.module.save(folder)
         self.encode.save(folder)
+
+    def in_float(self) -> "Model":
+        """The same weights without fake quantisation."""
+        return replace(self, module=self.module.inner) if isinstance(self.module, FakeQuantized) else self
 
     @property
     def parameters(self) -> int:
@@ -160,7 +168,8 @@ class TextClassification:
         encode = TextEncoder(tokenizer, longest)
         taken = inspect.signature(core.forward).parameters
         names = tuple(name for name in encode({"text": ["a"]}) if name in taken)
-        return Model(LogitsOf(core, names).eval(), encode, names, class_names(core.config), checkpoint, core, fresh)
+        module = restored(LogitsOf(core, names).eval(), checkpoint)
+        return Model(module, encode, names, class_names(core.config), checkpoint, core, fresh)
 
 
 class ImageClassification:
@@ -179,7 +188,8 @@ class ImageClassification:
             processor = AutoImageProcessor.from_pretrained(open_folder(checkpoint), trust_remote_code=False)
         names = ("pixel_values",)
         encode = ImageEncoder(processor)
-        return Model(LogitsOf(core, names).eval(), encode, names, class_names(core.config), checkpoint, core, fresh)
+        module = restored(LogitsOf(core, names).eval(), checkpoint)
+        return Model(module, encode, names, class_names(core.config), checkpoint, core, fresh)
 
 
 class ModuleClassification:
@@ -203,7 +213,7 @@ class ModuleClassification:
             raise InputError(
                 f"{checkpoint} gives {len(found)} classes, the teacher has {len(labels)}; they must be the same"
             )
-        return Model(core, encode, ("x",), labels, checkpoint, core)
+        return Model(restored(core, checkpoint), encode, ("x",), labels, checkpoint, core)
 
 
 def _logits_width(core: nn.Module, x: NDArray[Any], checkpoint: Checkpoint) -> int:

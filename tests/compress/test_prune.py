@@ -17,11 +17,14 @@ from potstill.compress.distill import Distill
 from potstill.compress.gates import Part, gated, importance
 from potstill.compress.lesson import Lesson
 from potstill.compress.prune import Prune, least_of_all, sizes
+from potstill.compress.qat import quantized
+from potstill.compress.student import Student
 from potstill.compress.transformer_parts import Encoder, encoder_of
 from potstill.export.graph import export_graph
 from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.data import Examples, load_examples
+from potstill.validate.data import Arrays, Examples, load_examples
 from potstill.validate.errors import InputError
+from potstill.validate.fake_quant import Formats
 from potstill.validate.files import read_json
 from potstill.validate.predictor import TorchPredictor, predict
 from potstill.validate.task import TASKS, Model
@@ -509,3 +512,13 @@ def test_a_student_of_low_rank_is_not_pruned(text_teacher: Path, tmp_path: Path)
     examples = Examples("made", Arrays({"text": np.array(["good"] * 4)}), np.zeros(4, dtype=np.int64), None, "d")
     with pytest.raises(InputError, match="a student of low rank cannot be pruned"):
         Prune(neurons=0.5)(student, Lesson(task, teacher, examples, examples, 0, tmp_path))
+
+
+def test_a_quantised_student_is_not_pruned(text_teacher: Path, tmp_path: Path) -> None:
+    task = TASKS["text-classification"]
+    teacher, student = (task.load(Checkpoint(str(text_teacher))) for _ in range(2))
+    examples = Examples("made", Arrays({"text": np.array(["good"] * 4)}), np.zeros(4, dtype=np.int64), None, "d")
+    lesson = Lesson(task, teacher, examples, examples, 0, tmp_path)
+    student.module = quantized(student, lesson, Formats(), 4)
+    with pytest.raises(InputError, match="put prune before qat"):
+        Prune(neurons=0.5)(student, lesson)

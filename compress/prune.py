@@ -120,22 +120,6 @@ class Prune:
             log += _after(_end(log), self._trained(student, replace(lesson, work=work)))
         return log
 
-    # What a plan asks of a stage that trains.
-
-    def steps(self, examples: int) -> int:
-        """Optimizer steps over all rounds."""
-        return self.rounds * self.distill.steps(examples)
-
-    @property
-    def batch_size(self) -> int:
-        """Examples in a step of the training."""
-        return self.distill.batch_size
-
-    @property
-    def temperature(self) -> float:
-        """Of the training."""
-        return self.distill.temperature
-
     def notes(self, log: Log) -> list[str]:
         """What a reader should know of a run of this stage, from its log."""
         bound = int(log[0].get("bound", 0))

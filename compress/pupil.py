@@ -79,7 +79,7 @@ class Pupil(nn.Module):
         if not self.pairs:
             return projections
         ears = Ears(teacher.core, self.teacher_points())
-        with torch.no_grad():
+        with torch.no_grad(), self._ears, ears:
             student.answers(samples[0])
             teacher.answers(samples[1])
         ours, theirs = self._ears.states(), ears.states()
@@ -109,7 +109,8 @@ class Pupil(nn.Module):
             labels: classes (R,).
             keep: rows to learn from, bool (R,); None for all.
         """
-        outputs, theirs = self._student.answers(tensors), taught.outputs
+        with self._ears:
+            outputs, theirs = self._student.answers(tensors), taught.outputs
         states = self._ears.states()
         if keep is not None:
             outputs, labels = outputs[keep], labels[keep]

@@ -55,7 +55,7 @@ class Teacher:
 
     def __call__(self, batches: Sequence[Mapping[str, Tensor]]) -> Taught:
         """What they say; `batches` are the same examples, encoded for each."""
-        with torch.no_grad():
+        with torch.no_grad(), self._ears:
             outputs = [member.answers(batch) for member, batch in zip(self._members, batches, strict=True)]
         states = self._ears.states() if self._listening else {}
         mask = batches[0].get("attention_mask") if self._listening else None

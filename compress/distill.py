@@ -1,7 +1,8 @@
 """The training of the student: the teachers' outputs and layers beside the labels of the data."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -213,12 +214,12 @@ class Work:
         encoded = student.tensors(samples, cpu), lesson.teacher.tensors(samples, cpu)
         torch.manual_seed(lesson.seed)
         self.pupil = Pupil(student, lesson.teacher, found, encoded).to(device)
+        self._student: Any = student
         if stage.checkpointing:
-            core: Any = student.core
-            core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            with quiet_transformers():
+                self._student.core.gradient_checkpointing_enable({"use_reentrant": False})
         if stage.compile:
             student.module.compile()
-        self._module = student.module
         width = _width(lesson.teacher, encoded[1]) if teachers and not layered else None
         self.kept = self._keep_outputs(width, stage._precision(device)) if stage.cache and width else {}
         self.teacher = self._teacher(teachers, device) if teachers else None
@@ -255,13 +256,16 @@ class Work:
         self.pupil.close()
         if self.teacher:
             self.teacher.close()
-        self._module._compiled_call_impl = None
+        self._student.module._compiled_call_impl = None
         if self._stage.checkpointing:
-            core: Any = self._lesson and self.pupil._student.core
-            core.gradient_checkpointing_disable()
+            with quiet_transformers():
+                self._student.core.gradient_checkpointing_disable()
 
 
-def rehearsal(stage: Distill, student: Model, lesson: Lesson, device: torch.device) -> Callable[[Sequence[int]], None]:
+@contextmanager
+def rehearsal(
+    stage: Distill, student: Model, lesson: Lesson, device: torch.device
+) -> Iterator[Callable[[Sequence[int]], None]]:
     """A function that takes one training step on examples by number, teachers included, and keeps nothing.
 
     To estimate time and memory: the weights stay as they are.
@@ -279,7 +283,10 @@ def rehearsal(stage: Distill, student: Model, lesson: Lesson, device: torch.devi
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    try:
+        yield step
+    finally:
+        work.close()
 
 
 def world_size() -> int:

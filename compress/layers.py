@@ -114,19 +114,16 @@ class Ears:
         self._kept, self._open = dict[str, Tensor](), False
         self._points = list(dict.fromkeys(points))
         self._handles: list[Any] = []
-        self._qkv: dict[str, tuple[str, str, str, int]] = {}
         modules = dict(core.named_modules())
-        for reads, name in self._points:
+        for _, name in self._points:
             if name not in modules:
                 raise InputError(
                     f"{type(core).__name__} has no module {name!r}{did_you_mean(name, [n for n in modules if n])}"
                 )
-            if reads == "heads":
-                self._qkv[name] = _attention_of(core, name)
-                for inner in self._qkv[name][:3]:
-                    self._listen(modules[inner], inner)
-            else:
-                self._listen(modules[name], name)
+        self._qkv = {name: _attention_of(core, name) for reads, name in self._points if reads == "heads"}
+        heard = [name for reads, name in self._points if reads != "heads"]
+        for name in dict.fromkeys([*heard, *(inner for entry in self._qkv.values() for inner in entry[:3])]):
+            self._listen(modules[name], name)
 
     def _listen(self, module: nn.Module, name: str) -> None:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:

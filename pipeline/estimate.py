@@ -201,12 +201,13 @@ def _training(run: Run, stage: Distill, student: Model, device: torch.device) ->
     train, held_out = run.material.lesson_examples
     with tempfile.TemporaryDirectory() as work:
         lesson = Lesson(run.material.task, run.material.teacher, train, held_out, run.recipe.seed, Path(work))
-        step = rehearsal(stage, copy.deepcopy(student), lesson, device)
-    column, size = run.material.task.length_of, min(stage.batch_size, len(train))
-    typical = _typical(train, size, column)
-    if column:  # the longest texts decide the memory, the usual ones the time
-        step(_by_length(train, column)[-size:])
-    return _timed(lambda: step(typical)) * stage.steps(len(train))
+        column, size = run.material.task.length_of, min(stage.batch_size, len(train))
+        typical = _typical(train, size, column)
+        with rehearsal(stage, copy.deepcopy(student), lesson, device) as step:
+            if column:  # the longest texts decide the memory, the usual ones the time
+                step(_by_length(train, column)[-size:])
+            seconds = _timed(lambda: step(typical))
+    return seconds * stage.accumulate * stage.steps(len(train))
 
 
 def _memory_used(device: torch.device) -> int:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+import transformers
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -13,7 +14,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from potstill.compress.layer_losses import LAYERS
 from potstill.compress.lesson import Collator, Indices, Lesson, Order
-from potstill.compress.losses import SOFT
+from potstill.compress.losses import AS_VECTORS, SOFT
 from potstill.compress.output_cache import OutputCache
 from potstill.compress.pupil import Pupil, Taught
 from potstill.compress.teacher import Teacher, Weighing, identity, shard
@@ -221,7 +222,8 @@ class Work:
         if stage.compile:
             student.module.compile()
         width = _width(lesson.teacher, encoded[1]) if teachers and not layered else None
-        self.kept = self._keep_outputs(width, stage._precision(device)) if stage.cache and width else {}
+        logits = bool(lesson.teacher.labels) and not any(term.name in AS_VECTORS for term in found)
+        self.kept = self._keep_outputs(width, logits, stage._precision(device)) if stage.cache and width else {}
         self.teacher = self._teacher(teachers, device) if teachers else None
         views = Views(stage.augment, len(lesson.train), lesson.seed) if stage.augment else None
         self.collate = Collator(lesson, student, teachers, views, stage.views or 0, self.kept)
@@ -234,21 +236,26 @@ class Work:
                 shard(member.core)
         return teacher
 
-    def _keep_outputs(self, width: int, precision: str) -> dict[str, OutputCache]:
+    def _keep_outputs(self, width: int, logits: bool, precision: str) -> dict[str, OutputCache]:
         """The files of the teachers' outputs, each named by all that decides them."""
         stage, lesson, kept = self._stage, self._lesson, {}
         if lesson.outputs is None:
             return {}
         weights = lesson.weights or (1.0,) * len(lesson.teachers)
-        who = [identity(lesson.teachers, weights, stage.weighing), precision, torch.__version__]
+        who = [
+            identity(lesson.teachers, weights, stage.weighing),
+            precision,
+            torch.__version__,
+            transformers.__version__,
+        ]
         counted = not stage.augment or stage.views is not None
         for part, examples, ways in (("train", lesson.train, stage.augment), ("held_out", lesson.held_out, ())):
             if part == "train" and not counted:
                 continue
             views = stage.views if ways and stage.views else 1
-            key = sha256_json([who, examples.digest, [*ways], views, lesson.seed if ways else None])
+            key = sha256_json([who, examples.digest, [*ways], views, lesson.seed if ways else None, logits])
             rows = views * len(examples.labels)
-            kept[part] = OutputCache(lesson.outputs / f"teacher-{key[:16]}", rows, width, bool(lesson.teacher.labels))
+            kept[part] = OutputCache(lesson.outputs / f"teacher-{key[:16]}", rows, width, logits)
         return kept
 
     def close(self) -> None:

@@ -62,7 +62,7 @@ def convolutional(widths: tuple[int, int], seed: int) -> Model:
             return self.out(nn.functional.avg_pool2d(x, 2).flatten(1))  # type: ignore[no-any-return]
 
     core = Net()
-    return Model(core, ArrayEncoder(), ("x",), tuple("0123"), Checkpoint("a.b:c"), core)
+    return Model(core, ArrayEncoder(), ("x",), tuple("0123"), Checkpoint("torch.nn:Identity"), core)
 
 
 @pytest.fixture

@@ -179,7 +179,9 @@ def test_attention_from_queries_and_keys_is_the_models_own(text_teacher: Path) -
 
     core = BertForSequenceClassification.from_pretrained(text_teacher, attn_implementation="eager").eval()
     tokenizer = AutoTokenizer.from_pretrained(text_teacher)
-    encoded = tokenizer(["the film is very good", "bad", "a plot with some awful scenes and"], padding=True, return_tensors="pt")
+    encoded = tokenizer(
+        ["the film is very good", "bad", "a plot with some awful scenes and"], padding=True, return_tensors="pt"
+    )
     names = list(blocks(core))
     ears = Ears(core, [("heads", name) for name in names])
     with torch.no_grad(), ears:

@@ -25,9 +25,12 @@ def transformer(kind: str, layers: int) -> Any:
     configs: dict[str, Any] = {
         "Bert": lambda: transformers.BertConfig(**TEXT, num_hidden_layers=layers),
         "Roberta": lambda: transformers.RobertaConfig(**TEXT, num_hidden_layers=layers),
-        "DistilBert": lambda: transformers.DistilBertConfig(vocab_size=40, dim=16, n_heads=2, hidden_dim=24, n_layers=layers),
+        "DistilBert": lambda: transformers.DistilBertConfig(
+            vocab_size=40, dim=16, n_heads=2, hidden_dim=24, n_layers=layers
+        ),
         "ViT": lambda: transformers.ViTConfig(
-            hidden_size=16, num_attention_heads=2, intermediate_size=24, num_hidden_layers=layers, image_size=8, patch_size=4
+            hidden_size=16, num_attention_heads=2, intermediate_size=24, num_hidden_layers=layers, image_size=8,
+            patch_size=4,
         ),
         "Wav2Vec2": lambda: transformers.Wav2Vec2Config(
             hidden_size=16, num_attention_heads=2, intermediate_size=24, num_hidden_layers=layers, conv_dim=(4, 4),

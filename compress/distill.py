@@ -1,10 +1,13 @@
 """The training of the student: the teachers' outputs and layers beside the labels of the data."""
 
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+import transformers
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -12,12 +15,12 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from potstill.compress.layer_losses import LAYERS
 from potstill.compress.lesson import Collator, Indices, Lesson, Order
-from potstill.compress.losses import SOFT
+from potstill.compress.losses import AS_VECTORS, SOFT
 from potstill.compress.output_cache import OutputCache
 from potstill.compress.pupil import Pupil, Taught
-from potstill.compress.teacher import Teacher, Weighing, identity, shard
+from potstill.compress.teacher import Teacher, Weighing, identity, sharded
 from potstill.compress.terms import Term, terms
-from potstill.compress.trainer import DistillTrainer, Progress, last_whole_checkpoint
+from potstill.compress.trainer import DistillTrainer, Progress
 from potstill.compress.views import Views, Way
 from potstill.validate.errors import InputError
 from potstill.validate.files import sha256_json
@@ -40,7 +43,12 @@ class Distill:
     By default the loss is 0.9 · T² KL(teacher ‖ student at temperature T) + 0.1 · cross-entropy (Hinton, Vinyals and
     Dean 2015, "Distilling the knowledge in a neural network"). AdamW, a linear warm-up over the first tenth
     of the steps, then a linear decay to zero. The checkpoint with the lowest loss on held-out training examples is
-    kept. Under `torchrun` the batches are shared out over the processes.
+    kept.
+
+    Under `torchrun` each batch is shared out over the processes, and gradients are averaged: the same student as by
+    one process where a loss is a mean over examples. Three kinds are not quite that: of words or tokens each process
+    takes the mean over its own, of which they have unequal numbers; `dist` and `similarity` compare the examples of
+    each process among themselves; and a last batch that is not whole is filled up with examples of the first.
 
     Attributes:
         epochs: passes over the training examples.
@@ -62,7 +70,7 @@ class Distill:
         accumulate: batches of `batch_size` for one step of the optimizer.
         checkpointing: compute activations anew in the backward pass, to save memory; transformers models only.
         patience: stop after so many evaluations on held-out examples without a better one; None never stops.
-        shard_teacher: spread the teacher over the processes of `torchrun` (FSDP).
+        shard_teacher: spread a teacher that fits on no single device over the processes of `torchrun` (FSDP).
     """
 
     epochs: float = 3
@@ -106,31 +114,31 @@ class Distill:
             InputError: the loss is not finite or diverges, the examples cannot be augmented so, or the losses do not
                 fit the models.
         """
-        device = best_device()
-        self._check(student, lesson, device)
-        work = Work(self, student, lesson, device)
+        self._check(student, lesson, best_device())
+        arguments = self._arguments(student, lesson, best_device())  # joins the processes, gives each its device
+        work = Work(self, student, lesson, arguments.device)
         progress = Progress()
         callbacks = [progress, *([EarlyStoppingCallback(self.patience)] if self.patience else [])]
         trainer = DistillTrainer(
             model=work.pupil,
-            args=self._arguments(student, lesson, device),
+            args=arguments,
             train_dataset=Indices("train", len(lesson.train)),
             eval_dataset=Indices("held_out", len(lesson.held_out)),
             data_collator=work.collate,
             callbacks=callbacks,
         )
         order = Order(len(lesson.train), lesson.seed, _lengths(lesson), self.batch_size)
-        trainer.give(work.pupil, work.teacher, order, work.kept, lesson.train.name)
+        trainer.give(work.pupil, work.teacher, order, work.kept, lesson.train.name, self.shard_teacher)
         try:
             with progress, quiet_transformers():
-                trainer.train(resume_from_checkpoint=last_whole_checkpoint(lesson.work))
+                trainer.train(resume_from_checkpoint=trainer.taken_up())
         finally:
             work.close()
             student.module.to("cpu").eval()
         log = [
             {k: float(v) for k, v in entry.items() if isinstance(v, int | float)} for entry in trainer.state.log_history
         ]
-        return [*log, {"step": float(trainer.state.global_step), "taught_rows": float(trainer.taught_rows)}]
+        return [*log, {"step": float(trainer.state.global_step), "taught_rows": trainer.taught()}]
 
     def terms(self, lesson: Lesson) -> list[Term]:
         """The losses with their weights; by default those of the task."""
@@ -139,7 +147,7 @@ class Distill:
     def steps(self, examples: int) -> int:
         """Optimizer steps over all epochs."""
         batches = -(-examples // self.batch_size)
-        return max(1, int(-(-batches // self.accumulate) * self.epochs))
+        return max(1, math.ceil(-(-batches // self.accumulate) * self.epochs))
 
     def _check(self, student: Model, lesson: Lesson, device: torch.device) -> None:
         """Refuse settings that do not fit the models, the task or the device."""
@@ -161,7 +169,7 @@ class Distill:
         save_every = max(1, min(MOST_STEPS_BETWEEN_SAVES, -(-steps // max(1, round(self.epochs))), steps))
         default = 2e-3 if student.checkpoint.is_factory else 1e-4
         precision = self._precision(device)
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(lesson.work.resolve()),
             num_train_epochs=self.epochs,
             per_device_train_batch_size=self.batch_size,
@@ -190,7 +198,10 @@ class Distill:
             dataloader_pin_memory=device.type == "cuda",
             report_to=[],
             disable_tqdm=True,
+            restore_callback_states_from_checkpoint=True,
         )
+        arguments._n_gpu = min(1, arguments.n_gpu)  # else several GPUs without torchrun get a batch each (DataParallel)
+        return arguments
 
     def _precision(self, device: torch.device) -> str:
         if self.precision != "auto":
@@ -213,41 +224,45 @@ class Work:
         encoded = student.tensors(samples, cpu), lesson.teacher.tensors(samples, cpu)
         torch.manual_seed(lesson.seed)
         self.pupil = Pupil(student, lesson.teacher, found, encoded).to(device)
+        self._student: Any = student
         if stage.checkpointing:
-            core: Any = student.core
-            core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            with quiet_transformers():
+                self._student.core.gradient_checkpointing_enable({"use_reentrant": False})
         if stage.compile:
             student.module.compile()
-        self._module = student.module
         width = _width(lesson.teacher, encoded[1]) if teachers and not layered else None
-        self.kept = self._keep_outputs(width, stage._precision(device)) if stage.cache and width else {}
+        logits = bool(lesson.teacher.labels) and not any(term.name in AS_VECTORS for term in found)
+        self.kept = self._keep_outputs(width, logits, stage._precision(device)) if stage.cache and width else {}
         self.teacher = self._teacher(teachers, device) if teachers else None
         views = Views(stage.augment, len(lesson.train), lesson.seed) if stage.augment else None
-        self.collate = Collator(lesson, student, teachers, views, stage.views or 0, self.kept)
+        self.collate = Collator(lesson, student, teachers, views, stage.views or 0, self.kept, stage.shard_teacher)
 
     def _teacher(self, members: Sequence[Model], device: torch.device) -> Teacher:
         weights = self._lesson.weights or (1.0,) * len(members)
-        teacher = Teacher(members, weights, self._stage.weighing, device, self.pupil.teacher_points())
         if self._stage.shard_teacher:
-            for member in members:
-                shard(member.core)
-        return teacher
+            members = [sharded(member) for member in members]
+        return Teacher(members, weights, self._stage.weighing, device, self.pupil.teacher_points())
 
-    def _keep_outputs(self, width: int, precision: str) -> dict[str, OutputCache]:
+    def _keep_outputs(self, width: int, logits: bool, precision: str) -> dict[str, OutputCache]:
         """The files of the teachers' outputs, each named by all that decides them."""
         stage, lesson, kept = self._stage, self._lesson, {}
         if lesson.outputs is None:
             return {}
         weights = lesson.weights or (1.0,) * len(lesson.teachers)
-        who = [identity(lesson.teachers, weights, stage.weighing), precision, torch.__version__]
+        who = [
+            identity(lesson.teachers, weights, stage.weighing),
+            precision,
+            torch.__version__,
+            transformers.__version__,
+        ]
         counted = not stage.augment or stage.views is not None
         for part, examples, ways in (("train", lesson.train, stage.augment), ("held_out", lesson.held_out, ())):
             if part == "train" and not counted:
                 continue
             views = stage.views if ways and stage.views else 1
-            key = sha256_json([who, examples.digest, [*ways], views, lesson.seed if ways else None])
+            key = sha256_json([who, examples.digest, [*ways], views, lesson.seed if ways else None, logits])
             rows = views * len(examples.labels)
-            kept[part] = OutputCache(lesson.outputs / f"teacher-{key[:16]}", rows, width, bool(lesson.teacher.labels))
+            kept[part] = OutputCache(lesson.outputs / f"teacher-{key[:16]}", rows, width, logits)
         return kept
 
     def close(self) -> None:
@@ -255,13 +270,16 @@ class Work:
         self.pupil.close()
         if self.teacher:
             self.teacher.close()
-        self._module._compiled_call_impl = None
+        self._student.module._compiled_call_impl = None
         if self._stage.checkpointing:
-            core: Any = self._lesson and self.pupil._student.core
-            core.gradient_checkpointing_disable()
+            with quiet_transformers():
+                self._student.core.gradient_checkpointing_disable()
 
 
-def rehearsal(stage: Distill, student: Model, lesson: Lesson, device: torch.device) -> Callable[[Sequence[int]], None]:
+@contextmanager
+def rehearsal(
+    stage: Distill, student: Model, lesson: Lesson, device: torch.device
+) -> Iterator[Callable[[Sequence[int]], None]]:
     """A function that takes one training step on examples by number, teachers included, and keeps nothing.
 
     To estimate time and memory: the weights stay as they are.
@@ -279,7 +297,10 @@ def rehearsal(stage: Distill, student: Model, lesson: Lesson, device: torch.devi
         optimizer.step()
         optimizer.zero_grad()
 
-    return step
+    try:
+        yield step
+    finally:
+        work.close()
 
 
 def world_size() -> int:

@@ -77,7 +77,8 @@ def layer_pairs(
         student: with S layers.
         teacher: with L layers.
         given: student's to teacher's layers by number, from 0. By default the student's layer i of S is matched
-            with layer (i + 1) · L / S − 1, the last with the last (Jiao 2020, "TinyBERT", uniform strategy).
+            with layer (i + 1) · L / S − 1, rounded up, the last with the last (Jiao 2020, "TinyBERT", uniform
+            strategy).
         last: match the last layers alone, when nothing is given (Wang 2020, "MiniLM").
         loss: whose setting it is, for messages.
 
@@ -86,10 +87,10 @@ def layer_pairs(
     """
     ours, theirs = list(blocks(student)), list(blocks(teacher))
     if given is None:
-        spread = {i: round((i + 1) * len(theirs) / len(ours)) - 1 for i in range(len(ours))}
+        spread = {i: -(-(i + 1) * len(theirs) // len(ours)) - 1 for i in range(len(ours))}
         given = {len(ours) - 1: len(theirs) - 1} if last else spread
     for numbers, names, who in ((given.keys(), ours, "student"), (given.values(), theirs, "teacher")):
-        wrong = [n for n in numbers if not isinstance(n, int) or not 0 <= n < len(names)]
+        wrong = [n for n in numbers if type(n) is not int or not 0 <= n < len(names)]
         if wrong:
             raise InputError(f"{loss}.layers: the {who} has layers 0 to {len(names) - 1}, and {wrong[0]!r} was given")
     return [Pair(ours[i], theirs[j]) for i, j in given.items()]
@@ -103,37 +104,42 @@ def map_pairs(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[
 
 
 class Ears:
-    """Forward hooks that keep the states of some layers of a model.
+    """Forward hooks that keep the states of some layers of a model while it runs inside `with`.
 
-    `states` holds the last forward's: tensors for `hidden` and `map`, `Heads` for `heads`.
+    Outside they keep nothing: gradient checkpointing runs layers again in the backward pass, whose states would
+    hold all the memory that it saves.
     """
 
     def __init__(self, core: nn.Module, points: Sequence[Point]) -> None:
-        self._core, self._kept = core, dict[str, Tensor]()
+        self._kept, self._open = dict[str, Tensor](), False
         self._points = list(dict.fromkeys(points))
         self._handles: list[Any] = []
-        self._qkv: dict[str, tuple[str, str, str, int]] = {}
         modules = dict(core.named_modules())
-        for reads, name in self._points:
+        for _, name in self._points:
             if name not in modules:
                 raise InputError(
                     f"{type(core).__name__} has no module {name!r}{did_you_mean(name, [n for n in modules if n])}"
                 )
-            if reads == "heads":
-                self._qkv[name] = _attention_of(core, name)
-                for inner in self._qkv[name][:3]:
-                    self._listen(modules[inner], inner)
-            else:
-                self._listen(modules[name], name)
+        self._qkv = {name: _attention_of(core, name) for reads, name in self._points if reads == "heads"}
+        heard = [name for reads, name in self._points if reads != "heads"]
+        for name in dict.fromkeys([*heard, *(inner for entry in self._qkv.values() for inner in entry[:3])]):
+            self._listen(modules[name], name)
 
     def _listen(self, module: nn.Module, name: str) -> None:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._kept[name] = output[0] if isinstance(output, tuple) else output
+            if self._open:
+                self._kept[name] = output[0] if isinstance(output, tuple) else output
 
         self._handles.append(module.register_forward_hook(hook))
 
+    def __enter__(self) -> None:
+        self._open = True
+
+    def __exit__(self, *exc: object) -> None:
+        self._open = False
+
     def states(self) -> dict[Point, State]:
-        """What was heard since the last call, by what and where."""
+        """What the last run gave, by what is read and where: tensors, or `Heads` for `heads`. Then it is forgotten."""
         kept, heard = self._kept, dict[Point, State]()
         for reads, name in self._points:
             if reads == "heads":
@@ -154,20 +160,35 @@ def _attention_of(core: Any, block: str) -> tuple[str, str, str, int]:
     """Names of the query, key and value layers inside a block, and how many heads they hold.
 
     Raises:
-        InputError: the block has no three such layers of one width.
+        InputError: the block has not exactly three such layers, of one width.
     """
-    inside = {
-        name.rpartition(".")[2]: (name, module)
+    inside = [
+        (name, module)
         for name, module in core.named_modules()
         if name.startswith(f"{block}.") and isinstance(module, nn.Linear)
-    }
-    found = [next((inside[word] for word in words if word in inside), None) for words in (QUERY, KEY, VALUE)]
-    widths = {entry[1].out_features for entry in found if entry}
-    if None in found or len(widths) != 1:
+    ]
+    found = [[pair for pair in inside if pair[0].rpartition(".")[2] in words] for words in (QUERY, KEY, VALUE)]
+    widths = {module.out_features for pairs in found for _, module in pairs}
+    if any(len(pairs) != 1 for pairs in found) or len(widths) != 1:
         raise InputError(
-            f"{type(core).__name__} has no query, key and value layers of one width in {block}; "
+            f"{type(core).__name__} has not one query, key and value layer of the same width in {block}; "
             "match hidden states instead (hidden)"
         )
-    query, key, value = (entry[0] for entry in found if entry)
+    query, key, value = (pairs[0][0] for pairs in found)
     head_size = core.config.hidden_size // core.config.num_attention_heads
     return query, key, value, widths.pop() // head_size
+
+
+def check_plain_attention(core: nn.Module, block: str) -> None:
+    """Refuse attention that is not softmax(q · kᵀ / √d) of the queries and keys that `Heads` holds.
+
+    Raises:
+        InputError: it is causal, or its positions are rotary.
+    """
+    modules = dict(core.named_modules())
+    causal = any(getattr(module, "is_causal", False) for name, module in modules.items() if name.startswith(block))
+    if causal or any("Rotary" in type(module).__name__ for module in modules.values()):
+        raise InputError(
+            f"attention of {type(core).__name__} cannot be computed from its queries and keys alone: it turns queries "
+            "and keys by their place or hides later tokens; use relations"
+        )

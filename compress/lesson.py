@@ -106,6 +106,7 @@ class Collator:
         views: Views | None = None,
         cycle: int = 0,
         kept: Mapping[str, OutputCache] | None = None,
+        lockstep: bool = False,
     ) -> None:
         """What to encode, and how.
 
@@ -116,10 +117,11 @@ class Collator:
             views: of the training examples.
             cycle: how many views there are of each example, which epochs take in turn; 0 for a new one each epoch.
             kept: teachers' outputs on disk for `train` and `held_out`; of view v, row i is row v · N + i.
+            lockstep: encode for the teachers even where outputs are kept: they run when any process needs them.
         """
         self._parts = {"train": lesson.train, "held_out": lesson.held_out}
         self._student, self._teachers, self._views, self._cycle = student, teachers, views, cycle
-        self._kept = kept or {}
+        self._kept, self._lockstep = kept or {}, lockstep
 
     def __call__(self, items: list[tuple[str, int, int]]) -> dict[str, Any]:
         """One batch.
@@ -142,7 +144,7 @@ class Collator:
             places = places + (view if part == "train" and self._cycle else 0) * len(examples.labels)
             taught = self._kept[part].read(places)
         teachers = []
-        if taught is None or examples.offsets is not None:  # which words a teacher cut off is not kept
+        if taught is None or self._lockstep or examples.offsets is not None:  # which words one cut off is not kept
             teachers = [
                 student if teacher.encode is self._student.encode else teacher.tensors(rows, cpu)
                 for teacher in self._teachers

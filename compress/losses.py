@@ -152,6 +152,7 @@ SOFT: Mapping[str, Loss] = {
     "similarity": similarity,
 }
 HARD: Mapping[str, Loss] = {"hard": hard}
+AS_VECTORS = frozenset({"cosine", "similarity"})  # read outputs as they are; to the others logits + c are the same
 
 
 def _softened(logits: Tensor, temperature: float, standardize: bool = False) -> Tensor:

@@ -20,6 +20,7 @@ from potstill.validate.files import read_json, write_json
 
 MOST_WHOLE = 1024  # classes that are kept whole; of more, the TOP most likely and the mass of the others
 TOP = 256
+LEAST = float(torch.finfo(torch.float16).min)  # stands for the logarithm of 0
 META = "cache.json"
 
 
@@ -58,8 +59,12 @@ class OutputCache:
         shape = {"rows": rows, "width": width, "classes": classes, "bytes_per_row": self.bytes_per_row}
         path = folder / "outputs.bin"
         if not (folder / META).is_file():
-            with path.open("ab") as file:
-                _take_space(file.fileno(), rows * self.bytes_per_row)
+            try:
+                with path.open("ab") as file:
+                    _take_space(file.fileno(), rows * self.bytes_per_row)
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise OSError(error.errno, error.strerror, str(path)) from error
             write_json(folder / META, shape)
         if read_json(folder / META) != shape:
             raise InputError(
@@ -86,11 +91,13 @@ class OutputCache:
         if self.kept < self._width:
             top = values.topk(self.kept, dim=1)
             others = values.scatter(1, top.indices, -torch.inf)
-            records["rest"], records["places"] = others.logsumexp(dim=1).cpu().numpy(), top.indices.cpu().numpy()
+            records["rest"] = others.logsumexp(dim=1).clamp(min=LEAST).cpu().numpy()
+            records["places"] = top.indices.cpu().numpy()
             values = top.values
         if self._classes:
-            values = values.clamp(min=float(torch.finfo(torch.float16).min))
-        records["values"] = values.cpu().numpy().astype(np.float16)
+            values = values.clamp(min=LEAST)
+        with np.errstate(over="ignore"):  # looked for below
+            records["values"] = values.cpu().numpy().astype(np.float16)
         if not np.isfinite(records["values"]).all():
             raise InputError("the teacher's outputs do not fit float16, or are not finite; say cache: false")
         records["check"] = _checks(records, rows)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.compress.layer_losses import LAYERS, Heads
-from potstill.compress.layers import Ears, Pair, Point, State, layer_pairs, map_pairs, maps
+from potstill.compress.layers import Ears, Pair, Point, State, check_plain_attention, layer_pairs, map_pairs, maps
 from potstill.compress.losses import SOFT
 from potstill.compress.terms import Term
 from potstill.validate.errors import InputError
@@ -59,7 +59,11 @@ class Pupil(nn.Module):
         layered = [term for term in terms if term.name in LAYERS]
         self.pairs = {term.name: _pairs(term, student, teacher, samples) for term in layered}
         self._ears = Ears(student.core, [point for point, _ in self._points()])
-        self.projections = self._project(student, teacher, samples)
+        try:
+            self.projections = self._project(student, teacher, samples)
+        except InputError:
+            self.close()
+            raise
 
     def teacher_points(self) -> list[Point]:
         """The teacher's layers that the losses read."""
@@ -79,25 +83,19 @@ class Pupil(nn.Module):
         if not self.pairs:
             return projections
         ears = Ears(teacher.core, self.teacher_points())
-        with torch.no_grad():
-            student.answers(samples[0])
-            teacher.answers(samples[1])
+        try:
+            with torch.no_grad(), self._ears, ears:
+                student.answers(samples[0])
+                teacher.answers(samples[1])
+        finally:
+            ears.close()
         ours, theirs = self._ears.states(), ears.states()
-        ears.close()
         for term in self._terms:
             for i, pair in enumerate(self.pairs.get(term.name, [])):
                 reads = LAYERS[term.name].reads
-                a, b = ours[reads, pair.student], theirs[reads, pair.teacher]
-                if isinstance(a, Heads) or isinstance(b, Heads):
-                    assert isinstance(a, Heads)
-                    assert isinstance(b, Heads)
-                    _check_heads(term, a, b)
-                elif LAYERS[term.name].projected:
-                    axis = 1 if reads == "map" else 2
-                    wide = a.shape[axis], b.shape[axis]
-                    if wide[0] != wide[1]:
-                        made = nn.Conv2d(*wide, 1, bias=False) if reads == "map" else nn.Linear(*wide)
-                        projections[f"{term.name}-{i}"] = made
+                made = _projection(term, ours[reads, pair.student], theirs[reads, pair.teacher])
+                if made is not None:
+                    projections[f"{term.name}-{i}"] = made
         return projections
 
     def forward(self, tensors: Tensors, taught: Taught, labels: Tensor, keep: Tensor | None) -> dict[str, Tensor]:
@@ -109,7 +107,8 @@ class Pupil(nn.Module):
             labels: classes (R,).
             keep: rows to learn from, bool (R,); None for all.
         """
-        outputs, theirs = self._student.answers(tensors), taught.outputs
+        with self._ears:
+            outputs, theirs = self._student.answers(tensors), taught.outputs
         states = self._ears.states()
         if keep is not None:
             outputs, labels = outputs[keep], labels[keep]
@@ -152,16 +151,46 @@ def _pairs(term: Term, student: Model, teacher: Model, samples: tuple[Tensors, T
     """
     kind = LAYERS[term.name]
     if kind.reads != "map":
-        return layer_pairs(student.core, teacher.core, term.layers, kind.last, term.name)
+        pairs = layer_pairs(student.core, teacher.core, term.layers, kind.last, term.name)
+        if term.name == "attention":
+            for pair in pairs:
+                check_plain_attention(student.core, pair.student)
+                check_plain_attention(teacher.core, pair.teacher)
+        return pairs
     if term.layers:
         return [Pair(str(ours), str(theirs)) for ours, theirs in term.layers.items()]
     ours, theirs = maps(student, samples[0]), maps(teacher, samples[1])
-    if not ours or not theirs:
+    without = [who for who, found in (("student", ours), ("teacher", theirs)) if not found]
+    if without:
         raise InputError(
-            f"{term.name} matches feature maps, and the {'student' if theirs else 'teacher'} has none; "
+            f"{term.name} matches feature maps, and there are none in the {' or the '.join(without)}; "
             "for a transformer use hidden, attention or relations"
         )
     return map_pairs(ours, theirs)
+
+
+def _projection(term: Term, ours: State, theirs: State) -> nn.Module | None:
+    """What brings a student's state to the teacher's width; None where nothing is needed.
+
+    Raises:
+        InputError: states that cannot be compared.
+    """
+    if isinstance(ours, Heads) or isinstance(theirs, Heads):
+        assert isinstance(ours, Heads)
+        assert isinstance(theirs, Heads)
+        _check_heads(term, ours, theirs)
+        return None
+    if LAYERS[term.name].reads == "hidden" and (ours.ndim, theirs.ndim) != (3, 3):
+        raise InputError(
+            f"{term.name} compares states of tokens, (batch, tokens, width); the student's layer gives "
+            f"{tuple(ours.shape)} and the teacher's {tuple(theirs.shape)}; for feature maps use features or "
+            "attention_transfer"
+        )
+    on_map = LAYERS[term.name].reads == "map"
+    before, after = (state.shape[1 if on_map else 2] for state in (ours, theirs))
+    if before == after or not LAYERS[term.name].projected:
+        return None
+    return nn.Conv2d(before, after, 1, bias=False) if on_map else nn.Linear(before, after)
 
 
 def _check_heads(term: Term, ours: Heads, theirs: Heads) -> None:
@@ -194,8 +223,9 @@ def _mask(term: Term, ours: State, theirs: State, tensors: Tensors, taught: Taug
     a, b = (state.query if isinstance(state, Heads) else state for state in (ours, theirs))
     mask = tensors.get("attention_mask")
     if mask is None:
-        mask = torch.ones(a.shape[:2], device=a.device)
-    same = a.shape[:2] == b.shape[:2] and (taught.mask is None or torch.equal(mask, taught.mask))
+        mask = torch.ones(a.shape[:2], dtype=torch.int64, device=a.device)
+    alike = taught.mask is None or taught.mask is mask or torch.equal(mask, taught.mask)
+    same = alike and a.shape[:2] == b.shape[:2] == mask.shape
     if not same:
         raise InputError(
             f"{term.name} compares token with token, and teacher and student cut the examples into other tokens "

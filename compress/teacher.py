@@ -3,6 +3,8 @@
 Shapes: R rows (examples; words for tagging), C classes, M teachers.
 """
 
+import copy
+import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from potstill.compress.layers import Ears, Point
+from potstill.compress.layers import Ears, Point, blocks
 from potstill.compress.pupil import Taught
 from potstill.validate.encoder import Encoder
 from potstill.validate.errors import InputError
@@ -55,7 +57,7 @@ class Teacher:
 
     def __call__(self, batches: Sequence[Mapping[str, Tensor]]) -> Taught:
         """What they say; `batches` are the same examples, encoded for each."""
-        with torch.no_grad():
+        with torch.no_grad(), self._ears:
             outputs = [member.answers(batch) for member, batch in zip(self._members, batches, strict=True)]
         states = self._ears.states() if self._listening else {}
         mask = batches[0].get("attention_mask") if self._listening else None
@@ -99,24 +101,24 @@ def identity(members: Sequence[Model], weights: Sequence[float], weighing: Weigh
     return sha256_json([parts, [float(weight) for weight in weights] if len(members) > 1 else None, weighing])
 
 
-def shard(module: nn.Module) -> None:
-    """Spread a teacher's weights over the processes of a group (FSDP), for one that fits on no single device.
+def sharded(model: Model) -> Model:
+    """A copy of a teacher whose weights are spread over the processes, for one that fits on no single device.
 
-    Each layer gathers its weights when it runs and lets them go again (`torch.distributed.fsdp.fully_shard`).
+    Each layer gathers its weights when it runs and lets them go again (`torch.distributed.fsdp.fully_shard`), so all
+    processes must run it at the same time. The model itself stays whole, in the memory of the host.
     """
     from torch.distributed.fsdp import fully_shard
 
-    from potstill.compress.layers import blocks
-
-    for block in blocks(module).values():
-        fully_shard(block)
-    fully_shard(module)
+    model = copy.deepcopy(model)
+    stacks = [module for module in model.core.modules() if isinstance(module, nn.ModuleList)]
+    for layer in blocks(model.core).values() if stacks else ():
+        fully_shard(layer)
+    fully_shard(model.core)
+    return model
 
 
 def _of_weights(module: nn.Module) -> str:
     """A hash of all parameters and buffers."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())

@@ -3,12 +3,14 @@
 Shapes: R rows (examples; words for tagging), C classes.
 """
 
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -21,13 +23,20 @@ from potstill.validate.errors import InputError
 from potstill.validate.progress import track
 
 DIVERGED = 10.0  # times the loss at the start
+MOST_ROWS = 64  # of a broken batch that are named
 
 
 class DistillTrainer(Trainer):  # type: ignore[misc]
     """transformers' training loop with the distillation losses."""
 
     def give(
-        self, pupil: Pupil, teacher: Teacher | None, order: Order, kept: Mapping[str, OutputCache], name: str
+        self,
+        pupil: Pupil,
+        teacher: Teacher | None,
+        order: Order,
+        kept: Mapping[str, OutputCache],
+        name: str,
+        lockstep: bool,
     ) -> None:
         """What the loop needs beside its own arguments.
 
@@ -37,9 +46,10 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             order: of the training examples.
             kept: teachers' outputs on disk.
             name: of the training examples, for messages.
+            lockstep: whether the processes must run the teacher at the same time.
         """
         self._pupil, self._teacher, self._order, self._kept, self._name = pupil, teacher, order, kept, name
-        self.taught_rows = 0  # for which the teachers ran
+        self._lockstep, self._taught_rows = lockstep, 0
         self._parts: dict[str, list[Tensor]] = {}
         self._seen: list[tuple[Tensor, Sequence[int]]] = []
         self._first: float | None = None
@@ -59,11 +69,14 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     def _taught(self, inputs: dict[str, Any]) -> Taught:
         """The teachers' outputs: from disk, else from the teachers, and then to disk."""
-        if self._teacher is None or inputs["taught"] is not None:
+        known = inputs["taught"] is not None
+        if self._lockstep:
+            known = bool(self.accelerator.gather(torch.tensor([known], device=self.args.device)).all())
+        if self._teacher is None or known:
             return Taught(inputs["taught"])
         with self.accelerator.autocast():
             taught = self._teacher(inputs["teachers"])
-        self.taught_rows += len(inputs["labels"])
+        self._taught_rows += len(inputs["labels"])
         if inputs["part"] in self._kept and taught.outputs is not None:
             device = taught.outputs.device
             taught.outputs = self._kept[inputs["part"]].write(inputs["rows"], taught.outputs).to(device)
@@ -76,26 +89,37 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             InputError: a loss is not finite, or ten times what it was at the start.
         """
         if "loss" in logs and self._seen:
-            losses = torch.stack([loss for loss, _ in self._seen]).float().cpu()
-            self._check(losses)
-            logs |= {name: torch.stack(parts).float().mean().item() for name, parts in self._parts.items()}
-            logs["loss"] = losses.mean().item()
+            losses = torch.stack([loss for loss, _ in self._seen]).float()
+            parts = torch.stack([torch.stack(part).float().mean() for part in self._parts.values()])
+            self._check(self._of_all(losses).cpu())
+            logs |= dict(zip(self._parts, self._of_all(parts).mean(dim=0).tolist(), strict=True))
+            logs["loss"] = self._of_all(losses).mean().item()
             self._parts, self._seen = {}, []
-        elif not torch.isfinite(torch.tensor(logs.get("eval_loss", 0.0))):
+        elif not math.isfinite(logs.get("eval_loss", 0.0)):
             raise InputError(f"the loss on held-out examples is {logs['eval_loss']} at step {self.state.global_step}")
         super().log(logs, start_time)
 
+    def _of_all(self, values: Tensor) -> Tensor:
+        """The same of every process (P, N), from this one's (N,)."""
+        gathered: Tensor = self.accelerator.gather(values)
+        return gathered.reshape(-1, len(values))
+
+    def taught(self) -> float:
+        """For how many rows the teachers ran, in all processes."""
+        return float(self._of_all(torch.tensor([self._taught_rows], device=self.args.device)).sum())
+
     def _check(self, losses: Tensor) -> None:
-        """Refuse losses (steps since the last log) that are not finite or have run away."""
-        broken = (~torch.isfinite(losses)).nonzero()
+        """Refuse losses (processes, steps since the last log) that are not finite or have run away."""
+        broken = (~torch.isfinite(losses)).T.nonzero()
         rate = f"try a lower learning_rate (now {self.args.learning_rate:g})"
         if len(broken):
-            first = int(broken[0])
-            step = self.state.global_step - (len(losses) - 1 - first) // self.args.gradient_accumulation_steps
-            rows = ", ".join(str(i + 1) for i in self._seen[first][1][:8])
+            first, process = broken[0].tolist()
+            batches = gather_object([list(self._seen[first][1])])
+            step = self.state.global_step - (losses.shape[1] - 1 - first) // self.args.gradient_accumulation_steps
+            rows = ", ".join(str(i + 1) for i in sorted(batches[process])[:MOST_ROWS])
             raise InputError(
-                f"the loss is {losses[first].item()} at step {step}, on the batch of rows {rows}"
-                f"{', …' if len(self._seen[first][1]) > 8 else ''} of {self._name}; {rate}, "
+                f"the loss is {losses[process, first].item()} at step {step}, on the batch of rows {rows}"
+                f"{', …' if len(batches[process]) > MOST_ROWS else ''} of {self._name}; {rate}, "
                 "or look for broken inputs in these rows"
             )
         mean = losses.mean().item()
@@ -122,6 +146,23 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weights that decay: all but biases and the scales of norms, which are vectors."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Every process's, before the first one writes `trainer_state.json`, which makes the checkpoint whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def taken_up(self) -> str | None:
+        """The newest whole checkpoint, as the first process finds it."""
+        found = [last_whole_checkpoint(Path(self.args.output_dir)) if self.is_world_process_zero() else None]
+        path: str | None = broadcast_object_list(found)[0]
+        return path
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; afterwards no process reads checkpoints any more."""
+        output = super().train(*args, **kwargs)
+        self.accelerator.wait_for_everyone()
+        return output
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._order
@@ -152,14 +193,17 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             self._bar.__exit__(*exc)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar where the training goes on."""
+        """Open the bar where the training goes on, on the first process."""
+        if not state.is_world_process_zero:
+            return
         self._bar = track("distilling", state.max_steps)
         self._advance = self._bar.__enter__()
         self._advance(state.global_step, "")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One step further."""
-        self._advance(1, self._note)
+        if self._bar:
+            self._advance(1, self._note)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
         """Note the loss."""

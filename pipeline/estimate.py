@@ -211,12 +211,14 @@ def _training(run: Run, stage: Distill | Qat | Prune, student: Model, device: to
     if isinstance(stage, Qat):
         student.module = quantized(student.in_float(), lesson, Formats(), BATCHES)
     loop, rounds = _loop(stage)
-    step, train = rehearsal(loop, student, lesson, device), lesson.train
-    column, size = run.material.task.length_of, min(loop.batch_size, len(train))
+    train, column = lesson.train, run.material.task.length_of
+    size = min(loop.batch_size, len(train))
     typical = _typical(train, size, column)
-    if column:  # the longest texts decide the memory, the usual ones the time
-        step(_by_length(train, column)[-size:])
-    return _timed(lambda: step(typical)) * loop.steps(len(train)) * rounds
+    with rehearsal(loop, student, lesson, device) as step:
+        if column:  # the longest texts decide the memory, the usual ones the time
+            step(_by_length(train, column)[-size:])
+        seconds = _timed(lambda: step(typical))
+    return seconds * loop.accumulate * loop.steps(len(train)) * rounds
 
 
 def _memory_used(device: torch.device) -> int:

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset, RandomSampler, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from potstill.compress.losses import hard_loss, soft_loss
+from potstill.compress.losses import hard_loss, similarity_loss, soft_loss
 from potstill.compress.teacher import Teacher
-from potstill.validate.data import Examples, Rows
+from potstill.validate.data import IGNORED, Examples, Rows
 from potstill.validate.errors import InputError
 from potstill.validate.predictor import best_device
 from potstill.validate.progress import track
@@ -112,7 +112,7 @@ class Distill:
             callbacks=[progress, _StopOnNaN()],
         )
         trainer.pop_callback(_printer())
-        trainer.give(self, Teacher(lesson.teacher, device), _lengths(lesson))
+        trainer.give(self, lesson, student, Teacher(lesson.teacher, device), _lengths(lesson))
         with progress, quiet_transformers():
             trainer.train(resume_from_checkpoint=last_whole_checkpoint(lesson.work))
         student.module.to("cpu").eval()
@@ -177,16 +177,17 @@ class Collator:
         self._student, self._teacher, self._augment = student, lesson.teacher, augment
 
     def __call__(self, items: list[tuple[str, int]]) -> dict[str, Any]:
-        """Tensors for one batch: student and teacher inputs (lists) and labels (B,)."""
+        """Tensors for one batch: what student and teacher are fed, by name, and labels (R,)."""
         part, indices = items[0][0], [index for _, index in items]
         examples = self._parts[part]
         rows = examples.rows(indices)
         if part == "train" and self._augment:
             rows = augmented(rows, self._augment)
         cpu = torch.device("cpu")
-        student = self._student.batch(rows, cpu)
-        teacher = student if self._student.encode is self._teacher.encode else self._teacher.batch(rows, cpu)
-        return {"student": student, "teacher": teacher, "labels": torch.from_numpy(examples.labels[indices])}
+        student = self._student.tensors(rows, cpu)
+        teacher = student if self._student.encode is self._teacher.encode else self._teacher.tensors(rows, cpu)
+        labels = student["targets"] if "targets" in student else torch.from_numpy(examples.labels_of(indices))
+        return {"student": student, "teacher": teacher, "labels": labels}
 
 
 def augmented(rows: Rows, ways: Sequence[str]) -> Rows:
@@ -212,19 +213,28 @@ def augmented(rows: Rows, ways: Sequence[str]) -> Rows:
 class DistillTrainer(Trainer):  # type: ignore[misc]
     """transformers' training loop with the distillation loss."""
 
-    def give(self, settings: Distill, teacher: Teacher, lengths: list[int] | None) -> None:
+    def give(
+        self, settings: Distill, lesson: Lesson, student: Model, teacher: Teacher, lengths: list[int] | None
+    ) -> None:
         """What the loss and the sampler need beside the loop's own arguments."""
-        self._settings, self._teacher, self._lengths = settings, teacher, lengths
+        self._settings, self._student, self._teacher, self._lengths = settings, student, teacher, lengths
+        self._vectors = lesson.task.word == "feature-extraction"
         self._parts: dict[str, list[Tensor]] = {"soft": [], "hard": []}
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """w · soft + (1 − w) · hard; a weight of zero spares its part."""
-        logits, w = model(*inputs["student"]), self._settings.soft_weight
+        outputs = model(*(inputs["student"][name] for name in self._student.input_names))
+        logits, w = self._student.read(outputs, inputs["student"]), self._settings.soft_weight
         nothing = logits.new_zeros(())
-        soft = soft_loss(logits, self._teacher(inputs["teacher"]), self._settings.temperature) if w > 0 else nothing
-        hard = hard_loss(logits, inputs["labels"]) if w < 1 else nothing
+        soft, hard = nothing, nothing
+        if self._vectors:
+            soft = similarity_loss(logits, self._teacher(inputs["teacher"]))
+        elif w > 0:
+            soft = soft_loss(logits, self._teacher(inputs["teacher"]), self._settings.temperature)
+        if w < 1 and (inputs["labels"] != IGNORED).any():
+            hard = hard_loss(logits, inputs["labels"])
         if model.training:
             self._parts["soft"].append(soft.detach())
             self._parts["hard"].append(hard.detach())

@@ -25,3 +25,14 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def hard_loss(student: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of logits (B, C) with class indices (B,), mean over the batch, in nats."""
     return F.cross_entropy(student.float(), labels)
+
+
+def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the cosines of all pairs in a batch (Tung and Mori 2019, equation 4, on unit vectors).
+
+    Args:
+        student: vectors (B, D).
+        teacher: vectors (B, D'), of another width if need be.
+    """
+    ours, theirs = (F.normalize(vectors.float(), dim=1) for vectors in (student, teacher))
+    return F.mse_loss(ours @ ours.T, theirs @ theirs.T)

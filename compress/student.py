@@ -1,6 +1,7 @@
 """The student: cut from the teacher by depth and width, or a checkpoint of its own."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from potstill.validate.checkpoint import Checkpoint, open_folder, reading_weights
 from potstill.validate.errors import InputError
-from potstill.validate.task import LogitsOf, Model, Task, quiet_transformers
+from potstill.validate.task import Model, Task, quiet_transformers
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -69,7 +70,7 @@ class Student:
         torch.manual_seed(seed)
         if self.checkpoint is None:
             return _cut(teacher, self.layers, self.hidden)
-        student = task.load(Checkpoint(self.checkpoint, self.weights), teacher.labels, **options)
+        student = task.load(Checkpoint(self.checkpoint, self.weights), teacher.labels, like=teacher, **options)
         if student.labels != teacher.labels:
             raise InputError(f"the student's classes {student.labels} are not the teacher's {teacher.labels}")
         return student
@@ -97,14 +98,8 @@ def _cut(teacher: Model, layers: int | None, hidden: int | None) -> Model:
         _take_weights(core, teacher.core, before, kept)
     except (RuntimeError, IndexError, KeyError, ValueError) as error:
         raise InputError(f"a {config.model_type} cannot be cut so ({error}); give --student CHECKPOINT") from error
-    return Model(
-        LogitsOf(core, teacher.input_names).eval(),
-        teacher.encode,
-        teacher.input_names,
-        teacher.labels,
-        teacher.checkpoint,
-        core.eval(),
-    )
+    module = type(teacher.module)(core, teacher.input_names).eval()  # the teacher's, as its task wraps it
+    return replace(teacher, module=module, core=core.eval(), fresh=())
 
 
 def _named(config: Any, field: str) -> str:

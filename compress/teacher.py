@@ -1,5 +1,7 @@
 """The teacher while a student learns: frozen, on the training device."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -7,13 +9,13 @@ from potstill.validate.task import Model
 
 
 class Teacher:
-    """Logits of a frozen model."""
+    """What a frozen model says."""
 
     def __init__(self, model: Model, device: torch.device) -> None:
-        self._module = model.module.to(device).eval()
+        self._model = model
+        model.module.to(device).eval()
 
-    def __call__(self, inputs: list[Tensor]) -> Tensor:
-        """Logits (B, C) for inputs in the order of the model's `forward`."""
+    def __call__(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Logits (R, C) of encoded rows."""
         with torch.no_grad():
-            logits: Tensor = self._module(*inputs)
-        return logits
+            return self._model.answers(tensors)

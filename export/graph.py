@@ -67,7 +67,7 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
                 model.module,
                 inputs,
                 input_names=list(model.input_names),
-                output_names=["logits"],
+                output_names=[model.output],
                 dynamic_shapes=shapes,
                 opset_version=opset,
                 dynamo=True,
@@ -116,7 +116,7 @@ def check_parity(model: Model, path: Path, examples: Examples, most: int = 16) -
         rows = examples.rows(indices)
         with torch.inference_mode():
             ours: NDArray[np.float32] = model.module(*model.batch(rows, torch.device("cpu"))).numpy()
-        worst = max(worst, float(np.nan_to_num(np.abs(session(rows) - ours), nan=np.inf).max()))
+        worst = max(worst, float(np.nan_to_num(np.abs(session.run(model.encode(rows)) - ours), nan=np.inf).max()))
         largest = max(largest, float(np.abs(ours).max()))
     parity = Parity(worst, PARITY * largest, count)
     if not worst <= parity.tolerance:

@@ -186,7 +186,7 @@ def _typical(examples: Examples, size: int, length_of: str | None) -> list[int]:
     if length_of is None:
         return list(range(size))
     order = _by_length(examples, length_of)
-    lengths = [len(text) for text in examples.rows(order)[length_of]]
+    lengths = examples.lengths(length_of)[order]
     middle = int(np.searchsorted(lengths, np.mean(lengths)))
     start = max(0, min(middle - size // 2, len(order) - size))
     return order[start : start + size]
@@ -194,13 +194,14 @@ def _typical(examples: Examples, size: int, length_of: str | None) -> list[int]:
 
 def _by_length(examples: Examples, column: str) -> list[int]:
     """Indices of texts from short to long."""
-    return [int(i) for i in np.argsort([len(text) for text in examples.rows(range(len(examples)))[column]])]
+    return [int(i) for i in np.argsort(examples.lengths(column))]
 
 
 def _training(run: Run, stage: Distill, student: Model, device: torch.device) -> float:
     """Seconds of all steps of a training stage, from real steps on a copy of the student."""
     train, held_out = run.material.lesson_examples
     module = copy.deepcopy(student.module).to(device).train()
+    learner = replace(student, module=module)
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)
     with tempfile.TemporaryDirectory() as work:
         collate = Collator(
@@ -212,8 +213,8 @@ def _training(run: Run, stage: Distill, student: Model, device: torch.device) ->
 
     def step(indices: Sequence[int] = typical) -> None:
         batch = collate([("train", i) for i in indices])
-        logits = module(*[tensor.to(device) for tensor in batch["student"]])
-        theirs = teacher([tensor.to(device) for tensor in batch["teacher"]])
+        logits = learner.answers({name: tensor.to(device) for name, tensor in batch["student"].items()})
+        theirs = teacher({name: tensor.to(device) for name, tensor in batch["teacher"].items()})
         (soft_loss(logits, theirs, stage.temperature) + hard_loss(logits, batch["labels"].to(device))).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -135,7 +135,8 @@ targets: [laptop-x86-vni, mien.yaml]
 sede: 1
 """
     assert problems(folder, text) == [
-        "line 2: task: expected 'text-classification', 'image-classification' or 'module'; "
+        "line 2: task: expected 'text-classification', 'token-classification', 'question-answering', "
+        "'feature-extraction', 'image-classification', 'audio-classification' or 'module'; "
         "given the text 'text-clasification'; did you mean 'text-classification'?",
         "line 3: teacher.checkpoint: no such file or folder: './no-such-folder'",
         "line 5: data.trian: unknown key; did you mean 'train'?",

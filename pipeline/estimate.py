@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill.compress.distill import Collator, Distill, Lesson
-from potstill.compress.losses import hard_loss, soft_loss
+from potstill.compress.losses import hard_loss, similarity_loss, soft_loss
 from potstill.compress.teacher import Teacher
 from potstill.pipeline.ledger import size_in_words
 from potstill.pipeline.run import Run
@@ -215,7 +215,11 @@ def _training(run: Run, stage: Distill, student: Model, device: torch.device) ->
         batch = collate([("train", i) for i in indices])
         logits = learner.answers({name: tensor.to(device) for name, tensor in batch["student"].items()})
         theirs = teacher({name: tensor.to(device) for name, tensor in batch["teacher"].items()})
-        (soft_loss(logits, theirs, stage.temperature) + hard_loss(logits, batch["labels"].to(device))).backward()
+        if run.recipe.task == "feature-extraction":
+            loss = similarity_loss(logits, theirs)
+        else:
+            loss = soft_loss(logits, theirs, stage.temperature) + hard_loss(logits, batch["labels"].to(device))
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -293,3 +293,60 @@ def sound_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     extractor.save_pretrained(folder)
     return folder
+
+
+def questions(n: int, seed: int) -> list[dict[str, Any]]:
+    """Contexts with a person and a place; the question asks for the person."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        person = f"{rng.choice(FIRST)} {rng.choice(LAST)}"
+        place = f"new {rng.choice(PLACES)}"
+        parts = [person, place, *(str(word) for word in rng.choice(FILLER, size=int(rng.integers(2, 7))))]
+        rng.shuffle(parts)
+        context, asked = " ".join(parts), str(rng.choice(["who", "who is it"]))
+        answers = {"text": [person], "answer_start": [context.index(person)]}
+        rows.append({"question": asked, "context": context, "answers": answers})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def span_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files `train` (300) and `eval` (100) of questions as SQuAD has them."""
+    folder = tmp_path_factory.mktemp("questions")
+    for seed, (name, n) in enumerate({"train": 300, "eval": 100}.items()):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, questions(n, seed))))
+    return {name: folder / f"{name}.jsonl" for name in ("train", "eval")}
+
+
+@pytest.fixture(scope="session")
+def span_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2-layer BERT with its tokenizer, trained on such questions."""
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    tokenizer = word_tokenizer([*FILLER, *FIRST, *LAST, *PLACES, "new", "##ian", "who", "where", "it", "good"])
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, rows = BertForQuestionAnswering(config), questions(300, seed=99)
+    asked, contexts = [row["question"] for row in rows], [row["context"] for row in rows]
+    encoded = tokenizer(asked, contexts, padding=True, return_tensors="pt")
+    spans = []
+    for i, row in enumerate(rows):
+        start = row["answers"]["answer_start"][0]
+        end = start + len(row["answers"]["text"][0]) - 1
+        spans.append([encoded.char_to_token(i, place, sequence_index=1) for place in (start, end)])
+    starts, ends = torch.tensor(spans).T
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(6):
+        for index in torch.randperm(len(rows)).split(30):
+            batch = {name: tensor[index] for name, tensor in encoded.items()}
+            model(**batch, start_positions=starts[index], end_positions=ends[index]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("teacher") / "spans"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

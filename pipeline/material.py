@@ -1,6 +1,7 @@
 """What a recipe names, loaded when first needed and checked against each other: teacher, data, student."""
 
 import copy
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from potstill.compress.student import Student
 from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
-from potstill.validate.data import Examples, check_not_empty, shared
+from potstill.validate.data import IGNORED, Examples, check_not_empty, join, shared
 from potstill.validate.errors import InputError
 from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS, Model
@@ -68,12 +69,20 @@ class Material:
         """Real examples to trace and try a graph with: those that calibrate, else those that judge."""
         return self.calibrate or self.eval
 
-    def _other(self, key: str) -> Examples | None:
-        """Examples that must not be the evaluation set."""
+    @cached_property
+    def unlabelled(self) -> Examples | None:
+        """Examples to learn from by the teacher's word alone."""
+        return self._other("unlabelled", labelled=False)
+
+    def _other(self, key: str, labelled: bool = True) -> Examples | None:
+        """Examples that must not be the evaluation set; labels of those that count as unlabelled are not looked at."""
         source = getattr(self.recipe.data, key)
         if source is None:
             return None
-        examples = self.task.checked(self.task.examples(source, self.recipe.data.columns), self.teacher.labels)
+        examples = self.task.examples(source, self.recipe.data.columns, labelled=labelled)
+        if not labelled:
+            examples = replace(examples, labels=np.full(len(examples.labels), IGNORED), label_names=None)
+        examples = self.task.checked(examples, self.teacher.labels)
         both = shared(self.eval, examples)
         if both == len(self.eval):
             raise InputError(
@@ -122,14 +131,15 @@ class Material:
 
     @cached_property
     def lesson_examples(self) -> tuple[Examples, Examples]:
-        """Training examples, and those held out of them (5 %, 50 to 2,000) to choose the best checkpoint.
+        """Training examples, and those held out of the labelled ones (5 %, 50 to 2,000) to choose the best checkpoint.
 
         Raises:
             InputError: there are no training examples.
         """
         if self.train is None:
             raise InputError("the stages need training examples: data.train")
-        return split(self.train, self.recipe.seed)
+        train, held_out = split(self.train, self.recipe.seed)
+        return join(train, self.unlabelled) if self.unlabelled else train, held_out
 
 
 def split(train: Examples, seed: int) -> tuple[Examples, Examples]:

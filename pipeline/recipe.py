@@ -89,9 +89,13 @@ class StudentSpec(_Model):
 
 
 class DataSpec(_Model):
-    """Where the examples are, and which columns hold what; `max_length` in tokens, `max_seconds` for sounds."""
+    """Where the examples are, and which columns hold what; `unlabelled` ones are learned from beside `train`.
+
+    `max_length` is in tokens, for text; `max_seconds` for sounds.
+    """
 
     train: Text | None = None
+    unlabelled: Text | None = None
     eval: Text
     calibrate: Text | None = None
     columns: dict[str, Text] = {}
@@ -332,7 +336,7 @@ class _Draft:
                     section["checkpoint"] = self._resolve(path, value, must_exist=not _may_be_hub_name(value))
             for path, section, value in self._texts(owner, "weights"):
                 section["weights"] = self._resolve(path, value, must_exist=True)
-        for path, section, value in self._texts("data", "train", "eval", "calibrate"):
+        for path, section, value in self._texts("data", "train", "unlabelled", "eval", "calibrate"):
             file, key = split_key(value)
             looks_local = file.endswith(DATA_SUFFIXES) or bool(re.search(r"/[^/]*\.[A-Za-z]\w*$", file))
             found = self._resolve(path, file, must_exist=looks_local or not _may_be_hub_name(file))
@@ -383,6 +387,8 @@ class _Draft:
         data, task = self._part("data", dict), self.data.get("task")
         if self.data.get("targets") and not (data.get("calibrate") or data.get("train")):
             self._report(("targets",), "an export measures ranges on examples: give data.calibrate or data.train")
+        if data.get("unlabelled") and not data.get("train"):
+            self._report(("data", "unlabelled"), "goes beside labelled examples: give data.train too")
         if data.get("max_length") is not None and task in get_args(TaskWord) and task not in OF_TEXT:
             self._report(("data", "max_length"), f"for text only; the task is {task}")
         if data.get("max_seconds") is not None and task in get_args(TaskWord) and task != "audio-classification":

@@ -349,7 +349,12 @@ class Run:
         material, checkpoint = self.material, self.material.teacher.checkpoint
         data = {
             key: {"name": examples.name, "sha256": examples.digest, "examples": len(examples)}
-            for key, examples in (("train", material.train), ("eval", material.eval), ("calibrate", material.calibrate))
+            for key, examples in (
+                ("train", material.train),
+                ("unlabelled", material.unlabelled),
+                ("eval", material.eval),
+                ("calibrate", material.calibrate),
+            )
             if examples
         }
         teacher = {"source": _short(checkpoint.source), "sha256": checkpoint.digest()}

@@ -164,7 +164,7 @@ def _from_class_folders(path: Path, want: _Wanted) -> Examples:
     import datasets
 
     if "audio" in want.features:
-        return _from_table(path.name, _sounds(path), want, sha256_folder(path))
+        return _from_table(path.name, _sounds(path, want.labelled), want, sha256_folder(path))
     with _quiet_datasets():
         try:
             table = datasets.load_dataset("imagefolder", data_dir=str(path.resolve()), split="train")
@@ -176,11 +176,16 @@ def _from_class_folders(path: Path, want: _Wanted) -> Examples:
     return _from_table(path.name, table, want, sha256_folder(path))
 
 
-def _sounds(path: Path) -> Any:
-    """A table of the sound files in class folders; not by `datasets`, which wants a decoder of its own for that."""
+def _sounds(path: Path, labelled: bool) -> Any:
+    """A table of the sound files in class folders, or in one folder where no labels are needed.
+
+    Not by `datasets`, which wants a decoder of its own for that.
+    """
     import datasets
 
     files = sorted(file for file in path.glob("*/*") if file.suffix.lower() in SOUNDS)
+    if not files and not labelled:
+        files = sorted(file for file in path.glob("*") if file.suffix.lower() in SOUNDS)
     if not files:
         raise InputError(
             f"cannot read sounds from {path}: expected one folder for each class with {', '.join(SOUNDS)} files in it"

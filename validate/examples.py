@@ -207,8 +207,8 @@ def join(examples: Examples, more: Examples) -> Examples:
         else:
             import datasets
 
-            table = datasets.concatenate_datasets([one, other])
-    except (ValueError, KeyError) as error:
+            table = datasets.concatenate_datasets([one, other.cast(one.features)])  # type: ignore[attr-defined]
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{examples.name} and {more.name} cannot be joined: {error}") from error
     offsets = None
     if examples.offsets is not None and more.offsets is not None:

@@ -7,7 +7,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -133,14 +133,18 @@ class QuestionAnswering(OfText):
         self, source: str, columns: Mapping[str, str], *, judging: bool = False, labelled: bool = True
     ) -> Examples:
         """Read `question`, `context` and `answers` as SQuAD has them (`text` and `answer_start`, lists)."""
-        examples = load_examples(source, self.features[: 3 if labelled else 2], columns, label=None)
-        if labelled:
-            for i, answers in enumerate(examples.rows(range(len(examples)))["answers"]):
-                if not answers["text"] or len(answers["text"]) != len(answers["answer_start"]):
-                    raise InputError(
-                        f"{examples.name} has {len(answers['text'])} texts and {len(answers['answer_start'])} starts "
-                        f"of answers in row {i + 1}; expected at least one answer, as in SQuAD 1.1"
-                    )
+        if not labelled:
+            examples = load_examples(source, ("question", "context"), columns, label=None)
+            nothing: Any = [{"text": [], "answer_start": []}] * len(examples)
+            table: Any = examples.table
+            return replace(examples, table=table.add_column("answers", nothing))
+        examples = load_examples(source, self.features, columns, label=None)
+        for i, answers in enumerate(examples.rows(range(len(examples)))["answers"]):
+            if not answers["text"] or len(answers["text"]) != len(answers["answer_start"]):
+                raise InputError(
+                    f"{examples.name} has {len(answers['text'])} texts and {len(answers['answer_start'])} starts "
+                    f"of answers in row {i + 1}; expected at least one answer, as in SQuAD 1.1"
+                )
         return examples
 
     def checked(self, examples: Examples, names: tuple[str, ...], *, judging: bool = False) -> Examples:

@@ -6,11 +6,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import pytest
+import torch
 
+from potstill.compress.distill import Distill, Lesson
+from potstill.compress.student import Student
+from potstill.export.graph import export_graph
 from potstill.pipeline.cli import call
 from potstill.pipeline.recipe import OF_TEXT, TaskWord
+from potstill.validate.checkpoint import Checkpoint
+from potstill.validate.predictor import OnnxPredictor, Predictor, TorchPredictor, predict
 from potstill.validate.task import TASKS
 
+CPU = torch.device("cpu")
 TARGET = "laptop-x86-vnni"
 
 
@@ -107,3 +115,36 @@ profile: {{runs: 5}}
     card = (tmp_path / "out" / "student" / "README.md").read_text()
     assert "Spearman (95 % interval)" in card
     assert "None" not in card
+
+
+@pytest.mark.parametrize(
+    ("word", "teacher", "files", "options"),
+    [
+        ("audio-classification", "sound_teacher", "sounds", {}),
+        ("question-answering", "span_teacher", "span_files", {"max_length": 24}),
+    ],
+)
+def test_a_cut_learns_and_its_graph_computes_the_same(
+    word: str, teacher: str, files: str, options: dict[str, Any], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    task, data = TASKS[word], request.getfixturevalue(files)
+    model = task.load(Checkpoint(str(request.getfixturevalue(teacher))), **options)
+    train = task.checked(task.examples(str(data["train"]), {}), model.labels)
+    judged = task.checked(task.examples(str(data["eval"]), {}, judging=True), model.labels, judging=True)
+    student = Student(layers=1)(model, task, options, 0)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(list(student.core.parameters())[-2], std=0.02)  # the head forgets
+    theirs = predict(TorchPredictor(model, "teacher", CPU), judged, task.length_of)
+
+    def value(predictor: Predictor) -> float:
+        return task.judge(predict(predictor, judged, task.length_of), theirs, judged, model.encode).value
+
+    before = value(TorchPredictor(student, "student", CPU))
+    lesson = Lesson(task, model, train, train.take(range(20), "held out"), 0, tmp_path)
+    Distill(epochs=4, learning_rate=3e-3, batch_size=16)(student, lesson)
+    after = value(TorchPredictor(student, "student", CPU))
+    assert after > max(0.7, before)
+    parity = export_graph(student, train, tmp_path / "model.onnx", 20)
+    assert parity.max_difference < 1e-4
+    packaged = OnnxPredictor(tmp_path / "model.onnx", student.encode, "graph", read=student.read)
+    assert value(packaged) == pytest.approx(after, abs=1e-6)

@@ -18,7 +18,8 @@ from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.encoder import BATCH, Encoder, Inputs
 from potstill.validate.errors import InputError, told
 from potstill.validate.examples import Rows
-from potstill.validate.model import OneClass, Pretrained
+from potstill.validate.model import OneClass
+from potstill.validate.pretrained import Pretrained
 
 MAX_SECONDS = 10.0
 FRAME_SECONDS = 0.01  # from one row of a mel spectrogram to the next, as Kaldi and all these models have it

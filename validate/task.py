@@ -17,7 +17,8 @@ from potstill.validate.embedding import FeatureExtraction
 from potstill.validate.encoder import ArrayEncoder, ImageEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import Rows
-from potstill.validate.model import LogitsOf, Model, OneClass, Pretrained, Task, class_names, quiet_transformers
+from potstill.validate.model import LogitsOf, Model, OneClass, Task, quiet_transformers
+from potstill.validate.pretrained import Pretrained, class_names
 from potstill.validate.spans import QuestionAnswering
 from potstill.validate.tagging import TokenClassification
 from potstill.validate.text import OfText

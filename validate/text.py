@@ -7,7 +7,7 @@ from torch import nn
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.encoder import TextEncoder
 from potstill.validate.errors import InputError
-from potstill.validate.model import Pretrained
+from potstill.validate.pretrained import Pretrained
 
 
 class OfText(Pretrained):

@@ -41,7 +41,6 @@ from potstill.targets.request import read_package
 from potstill.targets.target import target_names
 from potstill.validate.files import write_json
 from potstill.validate.predictor import TorchPredictor, best_device, predict
-from potstill.validate.scorecard import judge
 
 REPEATS = 3
 STEPS, BATCH = 150, 64
@@ -117,7 +116,7 @@ def judging(material: Material) -> float:
     logits = predict(TorchPredictor(material.teacher, "teacher", best_device()), examples)
     predicted = time.perf_counter() - started
     started = time.perf_counter()
-    judge(logits, logits, examples.labels, examples.name)
+    material.task.judge(logits, logits, examples)
     return (time.perf_counter() - started) / predicted
 
 

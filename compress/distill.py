@@ -29,7 +29,7 @@ from potstill.validate.task import Model, quiet_transformers
 
 MOST_STEPS_BETWEEN_SAVES = 500
 DEFAULT_LOSSES: Mapping[str, Mapping[str, float]] = {
-    "feature-extraction": {"cosine": 1.0, "similarity": 1.0},
+    "feature-extraction": {"similarity": 1.0},  # the student may have another width
 }
 OTHERWISE: Mapping[str, float] = {"kl": 0.9, "hard": 0.1}
 
@@ -224,10 +224,11 @@ class Work:
         encoded = student.tensors(samples, cpu), lesson.teacher.tensors(samples, cpu)
         torch.manual_seed(lesson.seed)
         self.pupil = Pupil(student, lesson.teacher, found, encoded).to(device)
-        self._student: Any = student
+        self._student = student
         if stage.checkpointing:
             with quiet_transformers():
-                self._student.core.gradient_checkpointing_enable({"use_reentrant": False})
+                core: Any = student.core
+                core.gradient_checkpointing_enable({"use_reentrant": False})
         if stage.compile:
             student.module.compile()
         width = _width(lesson.teacher, encoded[1]) if teachers and not layered else None
@@ -273,7 +274,8 @@ class Work:
         self._student.module._compiled_call_impl = None
         if self._stage.checkpointing:
             with quiet_transformers():
-                self._student.core.gradient_checkpointing_disable()
+                core: Any = self._student.core
+                core.gradient_checkpointing_disable()
 
 
 @contextmanager
@@ -321,6 +323,6 @@ def _width(teacher: Model, tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def _lengths(lesson: Lesson) -> list[int] | None:
-    """Text lengths in characters, to batch texts of like length; None for other tasks."""
+    """Lengths of texts, to batch those of like length; None for other tasks."""
     column = lesson.task.length_of
-    return [len(text) for text in lesson.train.rows(range(len(lesson.train)))[column]] if column else None
+    return [int(n) for n in lesson.train.lengths(column)] if column else None

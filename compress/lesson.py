@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from potstill.compress.losses import NO_LABEL
 from potstill.compress.output_cache import OutputCache
 from potstill.compress.views import Views
 from potstill.validate.data import Examples
+from potstill.validate.examples import IGNORED
 from potstill.validate.task import Model, Task
 
 
@@ -28,7 +28,7 @@ class Lesson:
     Attributes:
         task: how examples are grouped.
         teacher: the model to learn from; with `others`, the first of several.
-        train: the examples to learn; labels of `NO_LABEL` where there are none.
+        train: the examples to learn; labels of `IGNORED` where there are none.
         held_out: training examples that only choose the best checkpoint; never the evaluation set.
         seed: of the order, of views and of dropout.
         work: folder for checkpoints while training; what is there is taken up again.
@@ -173,7 +173,7 @@ def _keep(examples: Examples, indices: Sequence[int], encoded: Sequence[dict[str
         return None
     keep = []
     for i in indices:
-        labelled = examples.labels[examples.offsets[i] : examples.offsets[i + 1]] != NO_LABEL
+        labelled = examples.labels[examples.offsets[i] : examples.offsets[i + 1]] != IGNORED
         keep.append(labelled if labelled.any() else np.ones_like(labelled))
     kept = torch.from_numpy(np.concatenate(keep))
     for tensors in encoded:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
-NO_LABEL = -100  # what torch's own cross-entropy ignores
+from potstill.validate.examples import IGNORED
+
 Loss = Callable[..., Tensor]
 
 
@@ -73,12 +74,12 @@ def decoupled(
     Args:
         student: logits (R, C).
         teacher: logits (R, C).
-        labels: classes (R,), `NO_LABEL` where there is none.
+        labels: classes (R,), `IGNORED` where there is none.
         temperature: T > 0.
         alpha: weight of the target's part.
         beta: weight of the other classes' part.
     """
-    target = torch.where(labels == NO_LABEL, teacher.argmax(dim=1), labels)[:, None]
+    target = torch.where(labels == IGNORED, teacher.argmax(dim=1), labels)[:, None]
     q, p = _softened(student, temperature), _softened(teacher, temperature)
     is_target = torch.zeros_like(q, dtype=torch.bool).scatter_(1, target, True)
 
@@ -134,12 +135,12 @@ def hard(student: Tensor, labels: Tensor, *, smoothing: float = 0.0) -> Tensor:
 
     Args:
         student: logits (R, C).
-        labels: classes (R,), `NO_LABEL` where there is none.
+        labels: classes (R,), `IGNORED` where there is none.
         smoothing: share of the target spread over all classes (Szegedy 2016, "Rethinking the Inception
             architecture", section 7).
     """
-    total = F.cross_entropy(student.float(), labels, ignore_index=NO_LABEL, label_smoothing=smoothing, reduction="sum")
-    return total / (labels != NO_LABEL).sum().clamp(min=1)
+    total = F.cross_entropy(student.float(), labels, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
 
 
 SOFT: Mapping[str, Loss] = {

@@ -74,7 +74,7 @@ class Student(StudentSettings):
         torch.manual_seed(seed)
         if self.checkpoint is None:
             return self._cut(teacher, examples, seed)
-        student = task.load(Checkpoint(self.checkpoint, self.weights), teacher.labels, **options)
+        student = task.load(Checkpoint(self.checkpoint, self.weights), teacher.labels, like=teacher, **options)
         if student.labels != teacher.labels:
             raise InputError(f"the student's classes {student.labels} are not the teacher's {teacher.labels}")
         return student

@@ -1,5 +1,6 @@
 """Activation ranges from real examples, in memory that does not grow with their number."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,13 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         encode: of the model that is calibrated.
         seed: of the choice of `CALIBRATION_EXAMPLES` among them.
         batch_size: 1 when shapes differ from example to example.
+        names: the graph's inputs, where the encoder gives more.
     """
 
-    def __init__(self, examples: Examples, encode: Encoder, seed: int, batch_size: int) -> None:
-        self._examples, self._encode, self._batch_size = examples, encode, batch_size
+    def __init__(
+        self, examples: Examples, encode: Encoder, seed: int, batch_size: int, names: Sequence[str] | None = None
+    ) -> None:
+        self._examples, self._encode, self._batch_size, self._names = examples, encode, batch_size, names
         self._order = calibration_indices(len(examples), seed)
         self._order = self._order[: len(self._order) // batch_size * batch_size or None]
         self.used = len(self._order)
@@ -44,7 +48,8 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
             self._track.__exit__(None, None, None)
             return None
         self._advance(len(index), "")
-        return self._encode(self._examples.rows(index.tolist()))
+        inputs = self._encode(self._examples.rows(index.tolist()))
+        return {name: inputs[name] for name in self._names or inputs}
 
 
 def calibration_indices(n: int, seed: int) -> NDArray[np.int64]:

@@ -59,32 +59,65 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
         PotstillError: torch and ONNX Runtime disagree.
     """
     model.module.cpu().eval()
-    axes = {axis: torch.export.Dim(name) for axis, name in model.encode.axes.items()}
     inputs = tuple(model.batch(examples.rows([0, 1]), torch.device("cpu")))
-    shapes: Any = tuple(axes for _ in inputs)
-    if isinstance(model.module, LogitsOf | FakeQuantized):  # it takes *inputs: one variadic parameter
-        shapes = (shapes,)
+    recurrent = any(isinstance(part, torch.nn.RNNBase) for part in model.module.modules())
     try:
         in_integers = model.module.as_qdq(inputs) if isinstance(model.module, FakeQuantized) else nullcontext()
         with warnings.catch_warnings(), in_integers:
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                model.module,
-                inputs,
-                input_names=list(model.input_names),
-                output_names=["logits"],
-                dynamic_shapes=shapes,
-                opset_version=opset,
-                dynamo=True,
-                verbose=False,
-            )
+            (_scripted if recurrent else _exported)(model, inputs, path, opset)
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error
         raise InputError(f"{model.checkpoint} cannot be exported to ONNX: {told(cause, lines=3)}") from error
+    _tidy(path)
+    _check_axes(model, path)
+    return check_parity(model, path, examples)
+
+
+def _exported(model: Model, inputs: tuple[torch.Tensor, ...], path: Path, opset: int) -> None:
+    """Write a graph by torch.export."""
+    axes = {axis: torch.export.Dim(name) for axis, name in model.encode.axes.items()}
+    shapes: Any = tuple(axes for _ in inputs)
+    if isinstance(model.module, LogitsOf | FakeQuantized):  # it takes *inputs: one variadic parameter
+        shapes = (shapes,)
+    program = torch.onnx.export(
+        model.module,
+        inputs,
+        input_names=list(model.input_names),
+        output_names=[model.output],
+        dynamic_shapes=shapes,
+        opset_version=opset,
+        dynamo=True,
+        verbose=False,
+    )
     assert program is not None
     program.save(str(path), external_data=True)
-    _tidy(path)
-    return check_parity(model, path, examples)
+
+
+def _scripted(model: Model, inputs: tuple[torch.Tensor, ...], path: Path, opset: int) -> None:
+    """Write a graph by TorchScript: torch.export unrolls a recurrent layer over the tokens of the traced example."""
+    torch.onnx.export(
+        model.module,
+        inputs,
+        str(path),
+        input_names=list(model.input_names),
+        output_names=[model.output],
+        dynamic_axes={name: dict(model.encode.axes) for name in model.input_names},
+        opset_version=opset,
+        dynamo=False,
+    )
+
+
+def _check_axes(model: Model, path: Path) -> None:
+    """Refuse a graph in which a size that must be free is fixed to that of the traced examples."""
+    for value in onnx.load(str(path), load_external_data=False).graph.input:
+        dims = value.type.tensor_type.shape.dim
+        fixed = [name for axis, name in model.encode.axes.items() if not dims[axis].dim_param]
+        if fixed:
+            raise InputError(
+                f"{model.checkpoint} cannot be exported to ONNX: its {value.name} would have a fixed {fixed[0]}; "
+                "look for a loop over it, or for a size taken as a plain number"
+            )
 
 
 def _tidy(path: Path) -> None:
@@ -121,7 +154,7 @@ def check_parity(model: Model, path: Path, examples: Examples, most: int = 16) -
         rows = examples.rows(indices)
         with torch.inference_mode():
             ours: NDArray[np.float32] = model.module(*model.batch(rows, torch.device("cpu"))).numpy()
-        worst = max(worst, float(np.nan_to_num(np.abs(session(rows) - ours), nan=np.inf).max()))
+        worst = max(worst, float(np.nan_to_num(np.abs(session.run(model.encode(rows)) - ours), nan=np.inf).max()))
         largest = max(largest, float(np.abs(ours).max()))
     share = QDQ_PARITY if isinstance(model.module, FakeQuantized) else PARITY
     parity = Parity(worst, share * largest, count)

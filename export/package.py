@@ -132,7 +132,11 @@ def make_package(
         model_bytes = sum(size_bytes(path) for path in aside.glob(f"{MODEL}*"))
         _check_size(model_bytes, target)
         predictor = OnnxPredictor(
-            aside / MODEL, encode, f"{target.id} package", session_options=target.runtime.session_options
+            aside / MODEL,
+            encode,
+            f"{target.id} package",
+            read=model.read,
+            session_options=target.runtime.session_options,
         )
         scorecard = judge(predictor)
         package = Package(
@@ -146,7 +150,7 @@ def make_package(
             seconds=time.monotonic() - started,
         )
         _write_sources(aside, model)
-        write_golden(aside / GOLDEN, predictor, golden, GOLDEN_TOLERANCE[scheme.method])
+        write_golden(aside / GOLDEN, predictor, golden, GOLDEN_TOLERANCE[scheme.method], model.output)
         write_text(aside / "README.md", card(package))
         write_json(aside / MANIFEST, _manifest(package, target, order, aside, model))
     return package
@@ -190,9 +194,9 @@ def _checked(target: Target) -> dict[str, Any]:
 def _write_sources(folder: Path, model: Model) -> None:
     """Config, tokenizer or processor where optimum and transformers.js look; the class names for a module."""
     core: Any = model.core
+    model.encode.save(folder)
     if hasattr(core, "config"):
         core.config.save_pretrained(folder)
-        model.encode.save(folder)
         _open_in_older(folder)
     else:
         write_json(folder / "labels.json", list(model.labels))
@@ -207,7 +211,9 @@ def _open_in_older(folder: Path) -> None:
             write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def write_golden(folder: Path, predictor: OnnxPredictor, examples: Examples, tolerance: float) -> None:
+def write_golden(
+    folder: Path, predictor: OnnxPredictor, examples: Examples, tolerance: float, output: str = "logits"
+) -> None:
     """Write inputs and expected outputs as raw little-endian files with an index that any language can read.
 
     `golden.json`: `samples`, each with `inputs` and `outputs` by name: `file`, `dtype`, `shape`, and for outputs
@@ -223,7 +229,7 @@ def write_golden(folder: Path, predictor: OnnxPredictor, examples: Examples, tol
         samples.append(
             {
                 "inputs": {name: _raw(folder, f"{i}.{name}.bin", array) for name, array in inputs.items()},
-                "outputs": {"logits": _raw(folder, f"{i}.logits.bin", logits) | {"atol": atol}},
+                "outputs": {output: _raw(folder, f"{i}.{output}.bin", logits) | {"atol": atol}},
             }
         )
     write_json(folder / "golden.json", {"format": GOLDEN_FORMAT, "byte_order": "little", "samples": samples})
@@ -275,7 +281,7 @@ def write_reference(folder: Path, model: Model, examples: Examples, opset: int) 
     folder.mkdir(parents=True)
     export_graph(model.in_float(), examples, folder / MODEL, opset)
     predictor = OnnxPredictor(folder / MODEL, model.encode, "the teacher's graph")
-    write_golden(folder / GOLDEN, predictor, examples, GOLDEN_TOLERANCE["float32"])
+    write_golden(folder / GOLDEN, predictor, examples, GOLDEN_TOLERANCE["float32"], model.output)
     write_json(folder / MANIFEST, {"format": "potstill-package/1", "target": REFERENCE.model_dump(mode="json")})
 
 

@@ -112,9 +112,11 @@ def _static(path: Path, out: Path, scheme: Scheme, calibrate: Examples | None, e
         raise InputError(
             "a static number format needs real examples: give --calibrate DATA, or data.calibrate in the recipe"
         )
-    first = onnx.load(str(path), load_external_data=False).graph.input[0].type.tensor_type.shape.dim[0]
+    inputs = onnx.load(str(path), load_external_data=False).graph.input
+    first = inputs[0].type.tensor_type.shape.dim[0]
     one_by_one = first.HasField("dim_value") or len(encode.axes) > 1
-    reader = Reader(calibrate, encode, seed, batch_size=1 if one_by_one else min(16, len(calibrate)))
+    batch_size = 1 if one_by_one else min(16, len(calibrate))
+    reader = Reader(calibrate, encode, seed, batch_size, [one.name for one in inputs])
     quantize_static(
         str(path),
         str(out),

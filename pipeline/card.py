@@ -28,7 +28,7 @@ def model_card(title: str, recipe: dict[str, Any], steps: list[Entry], limits: l
         pipeline_tag=None if recipe["task"] == "module" else recipe["task"],
         tags=["potstill", "distillation"] if any(step.log for step in steps) else ["potstill"],
     )
-    data = recipe["data"]
+    data, judged = recipe["data"], steps[0].scorecard
     lines = [
         f"# {title}",
         "",
@@ -39,11 +39,12 @@ def model_card(title: str, recipe: dict[str, Any], steps: list[Entry], limits: l
         "|---|---|",
         f"| task | {recipe['task']} |",
         f"| training data | {_name(data.get('train') or 'none')} |",
-        f"| judged on | {steps[0].scorecard.examples} examples of {steps[0].scorecard.data} |",
+        *([f"| unlabelled training data | {_name(data['unlabelled'])} |"] if data.get("unlabelled") else []),
+        f"| judged on | {judged.examples} examples of {judged.data} |",
         "",
         "## Measured after each step",
         "",
-        "| step | accuracy (95 % interval) | against the teacher | agreement | lost / gained | gate |",
+        f"| step | {judged.metric} (95 % interval) | against the teacher | agreement | lost / gained | gate |",
         "|---|---|---|---|---|---|",
         *[_row(entry.name, entry.scorecard, entry.verdict) for entry in steps],
         "",
@@ -63,10 +64,11 @@ def _row(name: str, card: Scorecard, verdict: Verdict | None) -> str:
     low, high = card.difference_interval.low * 100, card.difference_interval.high * 100
     cells = [
         name,
-        f"{card.value:.2%} ({card.interval.low:.2%} to {card.interval.high:.2%})",
+        f"{card.shown(card.value, 2)} ({card.shown(card.interval.low, 2)} to {card.shown(card.interval.high, 2)})"
+        + "".join(f"; {name} {share * 100:.2f}" for name, share in card.beside.items()),
         f"{card.difference * 100:+.2f} points ({low:+.2f} to {high:+.2f})",
-        f"{card.agreement:.2%}",
-        f"{card.lost} / {card.gained}",
+        "–" if card.agreement is None else f"{card.agreement:.2%}",
+        "–" if card.lost is None else f"{card.lost} / {card.gained}",
         gate_in_words(verdict) if verdict else "–",
     ]
     return f"| {' | '.join(cells)} |"

@@ -30,7 +30,14 @@ app = typer.Typer(
     "1 a fault of ours.",
 )
 
-TaskOption = Annotated[str, typer.Option("--task", help="text-classification, image-classification or module.")]
+TaskOption = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="text-classification, token-classification, question-answering, feature-extraction, "
+        "image-classification, audio-classification or module.",
+    ),
+]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="Weights file, for package.module:factory.")]
 EvalOption = Annotated[
     str,

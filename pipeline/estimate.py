@@ -187,7 +187,7 @@ def _typical(examples: Examples, size: int, length_of: str | None) -> list[int]:
     if length_of is None:
         return list(range(size))
     order = _by_length(examples, length_of)
-    lengths = [len(text) for text in examples.rows(order)[length_of]]
+    lengths = examples.lengths(length_of)[order]
     middle = int(np.searchsorted(lengths, np.mean(lengths)))
     start = max(0, min(middle - size // 2, len(order) - size))
     return order[start : start + size]
@@ -195,7 +195,7 @@ def _typical(examples: Examples, size: int, length_of: str | None) -> list[int]:
 
 def _by_length(examples: Examples, column: str) -> list[int]:
     """Indices of texts from short to long."""
-    return [int(i) for i in np.argsort([len(text) for text in examples.rows(range(len(examples)))[column]])]
+    return [int(i) for i in np.argsort(examples.lengths(column))]
 
 
 def _loop(stage: Distill | Qat | Prune) -> tuple[Distill, int]:

@@ -133,8 +133,9 @@ def print_ledger(ledger: Ledger, console: Console) -> None:
     if ledger.comparison:
         caption += f"; latency: median on {ledger.comparison.where.cpu}, all timed in turn"
     table = Table(title="Ledger", caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
-    headings = ["step", f"{first.metric} %", "to teacher, pp", "size\nlatency", "gate", "agree\nflips −/+"]
-    shown = len(headings) if console.width >= 100 else len(headings) - 1
+    headings = ["step", f"{first.metric} {first.scale}", "to teacher, pp", "size\nlatency", "gate", "agree\nflips −/+"]
+    same = first.agreement is not None or first.lost is not None
+    shown = len(headings) if same and console.width >= 100 else len(headings) - 1
     for heading in headings[:shown]:
         table.add_column(heading, justify="left" if heading in ("step", "gate") else "right", no_wrap=heading != "step")
     for entry in ledger.entries:
@@ -151,8 +152,16 @@ def _row(entry: Entry, ledger: Ledger) -> list[str]:
         f"{card.difference * 100:+.1f}\n[dim]\\[{apart.low * 100:+.1f}, {apart.high * 100:+.1f}][/]" if judged else "",
         size_in_words(entry.size_bytes) + (f"\n[dim]{latency:.3g} ms[/]" if latency else ""),
         _gate_cell(verdict) if verdict else "",
-        f"{card.agreement:.1%}\n[dim]{card.lost}/{card.gained}[/]" if judged else "",
+        f"{_share(card.agreement)}\n[dim]{_flips(card)}[/]" if judged else "",
     ]
+
+
+def _share(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _flips(card: Scorecard) -> str:
+    return "–" if card.lost is None else f"{card.lost}/{card.gained}"
 
 
 def _gate_cell(verdict: Verdict) -> str:

@@ -14,7 +14,7 @@ from potstill.compress.student import Student
 from potstill.compress.vocabulary import unknown_tokens
 from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
-from potstill.validate.data import Examples, check_evaluation_set, check_not_empty, load_examples, shared
+from potstill.validate.data import IGNORED, Examples, check_not_empty, join, shared
 from potstill.validate.errors import InputError
 from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS, Model
@@ -35,12 +35,13 @@ class Material:
         if self.recipe.task == "module":
             check_not_empty(self.raw_eval)
             return {"example": self.raw_eval.rows([0])}
-        return {"max_length": self.recipe.data.max_length} if self.recipe.data.max_length else {}
+        limits = {name: getattr(self.recipe.data, name) for name in ("max_length", "max_seconds")}
+        return {name: limit for name, limit in limits.items() if limit}
 
     @cached_property
     def raw_eval(self) -> Examples:
         """The evaluation set before its labels are checked against the teacher's classes."""
-        return self._examples(self.recipe.data.eval)
+        return self.task.examples(self.recipe.data.eval, self.recipe.data.columns, judging=True)
 
     @cached_property
     def teacher(self) -> Model:
@@ -68,9 +69,7 @@ class Material:
     def eval(self) -> Examples:
         """The evaluation set."""
         check_not_empty(self.raw_eval)
-        examples = self.raw_eval.with_labels(self.teacher.labels)
-        check_evaluation_set(examples)
-        return examples
+        return self.task.checked(self.raw_eval, self.teacher.labels, judging=True)
 
     @cached_property
     def train(self) -> Examples | None:
@@ -87,15 +86,20 @@ class Material:
         """Real examples to trace and try a graph with: those that calibrate, else those that judge."""
         return self.calibrate or self.eval
 
-    def _examples(self, source: str) -> Examples:
-        return load_examples(source, self.task.features, self.recipe.data.columns)
+    @cached_property
+    def unlabelled(self) -> Examples | None:
+        """Examples to learn from by the teacher's word alone."""
+        return self._other("unlabelled", labelled=False)
 
-    def _other(self, key: str) -> Examples | None:
-        """Examples that must not be the evaluation set."""
+    def _other(self, key: str, labelled: bool = True) -> Examples | None:
+        """Examples that must not be the evaluation set; labels of those that count as unlabelled are not looked at."""
         source = getattr(self.recipe.data, key)
         if source is None:
             return None
-        examples = self._examples(source).with_labels(self.teacher.labels)
+        examples = self.task.examples(source, self.recipe.data.columns, labelled=labelled)
+        if not labelled:
+            examples = replace(examples, labels=np.full(len(examples.labels), IGNORED), label_names=None)
+        examples = self.task.checked(examples, self.teacher.labels)
         both = shared(self.eval, examples)
         if both == len(self.eval):
             raise InputError(
@@ -136,12 +140,13 @@ class Material:
             self.warnings.append(sentence)
 
     def load(self, folder: Path) -> Model:
-        """A checkpoint that a run made. For a module the recipe names the factory, never a file in the folder."""
+        """A checkpoint that a run made. A factory is named by the recipe, never by a file in the folder."""
         checkpoint = Checkpoint(str(folder))
-        if self.recipe.task == "module":
-            student = self.recipe.student.checkpoint if self.recipe.student else None
-            checkpoint = Checkpoint(student or self.recipe.teacher.checkpoint, folder / WEIGHTS)
-        return self._encoding_once(self.task.load(checkpoint, self.teacher.labels, **self.options))
+        student = self.recipe.student.checkpoint if self.recipe.student else None
+        own = Checkpoint(student or self.recipe.teacher.checkpoint)
+        if own.is_factory:
+            checkpoint = Checkpoint(own.source, folder / WEIGHTS)
+        return self._encoding_once(self.task.load(checkpoint, self.teacher.labels, like=self.teacher, **self.options))
 
     def _encoding_once(self, model: Model) -> Model:
         """The model with the teacher's own encoder where both encode alike."""
@@ -164,14 +169,15 @@ class Material:
 
     @cached_property
     def lesson_examples(self) -> tuple[Examples, Examples]:
-        """Training examples, and those held out of them (5 %, 50 to 2,000) to choose the best checkpoint.
+        """Training examples, and those held out of the labelled ones (5 %, 50 to 2,000) to choose the best checkpoint.
 
         Raises:
             InputError: there are no training examples.
         """
         if self.train is None:
             raise InputError("the stages need training examples: data.train")
-        return split(self.train, self.recipe.seed)
+        train, held_out = split(self.train, self.recipe.seed)
+        return join(train, self.unlabelled) if self.unlabelled else train, held_out
 
 
 def split(train: Examples, seed: int) -> tuple[Examples, Examples]:

@@ -35,6 +35,11 @@ class Point(NamedTuple):
     low: float
     high: float
 
+    @property
+    def shown(self) -> str:
+        """The value with its unit."""
+        return self.entry.scorecard.shown(self.value / 100)
+
 
 def limit_of(ledger: Ledger) -> float | None:
     """The largest drop that the recipe's gate allows, as a share of 1; None without a gate."""
@@ -71,7 +76,7 @@ def forest(ledger: Ledger, key: str, width: int) -> str:
 
     card = rows[0].scorecard
     verdicts = [f" ({entry.verdict.outcome})" if entry.verdict else "" for entry in rows]
-    told = "; ".join(f"{e.name} {e.scorecard.value:.1%}{verdict}" for e, verdict in zip(rows, verdicts, strict=True))
+    told = "; ".join(f"{e.name} {e.scorecard.shown(e.scorecard.value)}{v}" for e, v in zip(rows, verdicts, strict=True))
     return _svg(draw, (width, height), key, f"{card.metric} of each step over {card.examples} examples: {told}")
 
 
@@ -80,10 +85,11 @@ def _metric_panel(axes: Any, ledger: Ledger, wide: bool) -> None:
     limit, teacher = limit_of(ledger), card.teacher_value * 100
     axes.set_xlim(*_metric_range(ledger))
     points = [_point(entry, y) for y, entry in enumerate(ledger.entries)]
-    _panel(axes, points, [f"{point.value:.1f}%" for point in points], wide)
-    edge = None if limit is None else (teacher - limit * 100, f"gate’s limit {teacher - limit * 100:.1f}%")
-    _reference_lines(axes, f"{card.metric.capitalize()}", (teacher, f"teacher {teacher:.1f}%"), edge)
-    axes.set_xlabel(f"{card.metric}, % of {card.examples:,} examples", color=MUTED)
+    _panel(axes, points, [point.shown for point in points], wide)
+    edge = None if limit is None else (teacher - limit * 100, f"gate’s limit {card.shown(teacher / 100 - limit)}")
+    title = card.metric[0].upper() + card.metric[1:]
+    _reference_lines(axes, title, (teacher, f"teacher {card.shown(teacher / 100)}"), edge)
+    axes.set_xlabel(f"{card.metric}, {card.scale} of {card.examples:,} examples", color=MUTED)
 
 
 def _difference_panel(axes: Any, ledger: Ledger, wide: bool) -> None:
@@ -142,7 +148,7 @@ def _row_label(figure: Figure, entry: Entry, at: tuple[float, float], width: flo
 def against_size(ledger: Ledger, key: str, width: int) -> str:
     """Metric against the size of each entry on disk, in the order of the run."""
     points = [_point(entry, max(entry.size_bytes, 1) / 1e6) for entry in ledger.entries]
-    told = "; ".join(f"{p.entry.name} {size_in_words(p.entry.size_bytes)}, {p.value:.1f}%" for p in points)
+    told = "; ".join(f"{p.entry.name} {size_in_words(p.entry.size_bytes)}, {p.shown}" for p in points)
     words = ("size on disk", lambda mb: size_in_words(round(mb * 1e6)).replace(".0 ", " "), told)
     return _scatter(ledger, points, True, words, key, width)
 
@@ -153,7 +159,7 @@ def against_latency(ledger: Ledger, key: str, width: int) -> str | None:
     points = [_point(entry, ms) for entry, ms in timed if ms is not None]
     if not points:
         return None
-    told = "; ".join(f"{p.entry.name} {p.x:.2f} ms, {p.value:.1f}%" for p in points)
+    told = "; ".join(f"{p.entry.name} {p.x:.2f} ms, {p.shown}" for p in points)
     return _scatter(
         ledger, points, False, ("median latency on this machine", lambda ms: f"{ms:g} ms", told), key, width
     )
@@ -161,7 +167,7 @@ def against_latency(ledger: Ledger, key: str, width: int) -> str | None:
 
 def _scatter(ledger: Ledger, points: list[Point], linked: bool,
              words: tuple[str, Callable[[float], str], str], key: str, width: int) -> str:  # fmt: skip
-    quantity, tick, told = words
+    (quantity, tick, told), card = words, ledger.entries[0].scorecard
 
     def draw(figure: Figure) -> None:
         axes = _axes(figure, (46, 48, width - 58, 290))
@@ -169,7 +175,7 @@ def _scatter(ledger: Ledger, points: list[Point], linked: bool,
         axes.set_ylim(low, high)
         _log_axis(axes, [point.x for point in points], tick)
         axes.grid(axis="y", color=RULE, lw=0.7)
-        teacher, limit = ledger.entries[0].scorecard.teacher_value * 100, limit_of(ledger)
+        teacher, limit = card.teacher_value * 100, limit_of(ledger)
         axes.axhline(teacher, color=INK, lw=1.1, zorder=1)
         if limit is not None:
             axes.axhline(teacher - limit * 100, color=FAIL, lw=1.2, ls=(0, (5, 4)), zorder=1)
@@ -182,11 +188,11 @@ def _scatter(ledger: Ledger, points: list[Point], linked: bool,
             if point not in shown:
                 _beyond(axes, point, low if point.value < low else high)
         _label(axes, shown, [teacher, teacher if limit is None else teacher - limit * 100])
-        metric = ledger.entries[0].scorecard.metric
-        _text(axes, (0, 1), f"{metric}, %", (-40, 20), coords="axes fraction", size=11, color=MUTED, va="center")
+        word = f"{card.metric}, {card.scale}"
+        _text(axes, (0, 1), word, (-40, 20), coords="axes fraction", size=11, color=MUTED, va="center")
         axes.set_xlabel(f"{quantity}, log scale", color=MUTED)
 
-    return _svg(draw, (width, 374), key, f"{ledger.entries[0].scorecard.metric} against {quantity}: {told}")
+    return _svg(draw, (width, 374), key, f"{card.metric} against {quantity}: {told}")
 
 
 def _link(axes: Any, points: Sequence[Point]) -> None:
@@ -202,7 +208,7 @@ def _beyond(axes: Any, point: Point, edge: float) -> None:
     """A point off the scale, at the edge of the picture with its value."""
     low, up = edge == axes.get_ylim()[0], axes.transData.transform((point.x, edge))[0] < axes.bbox.width / 2 + 46
     axes.plot([point.x], [edge], marker="v" if low else "^", color=MUTED, ms=9, ls="none", clip_on=False, zorder=4)
-    word, offset = f"{point.entry.name} {point.value:.1f}%, off the scale", (9 if up else -9, 10 if low else -10)
+    word, offset = f"{point.entry.name} {point.shown}, off the scale", (9 if up else -9, 10 if low else -10)
     _text(axes, (point.x, edge), word, offset, ha="left" if up else "right", va="center", size=11, color=MUTED)
 
 

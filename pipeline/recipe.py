@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -29,6 +29,16 @@ _Part = TypeVar("_Part", list[Any], dict[str, Any])
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LOCAL = ("./", "../", "/", "~")
 
+TaskWord = Literal[
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "feature-extraction",
+    "image-classification",
+    "audio-classification",
+    "module",
+]
+OF_TEXT = ("text-classification", "token-classification", "question-answering", "feature-extraction")
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -67,13 +77,18 @@ class OtherTeacherSpec(CheckpointSpec):
 
 
 class DataSpec(_Model):
-    """Where the examples are, and which columns hold what; `max_length` is in tokens, for text only."""
+    """Where the examples are, and which columns hold what; `unlabelled` ones are learned from beside `train`.
+
+    `max_length` is in tokens, for text; `max_seconds` for sounds.
+    """
 
     train: Text | None = None
+    unlabelled: Text | None = None
     eval: Text
     calibrate: Text | None = None
     columns: dict[str, Text] = {}
     max_length: Count | None = None
+    max_seconds: Annotated[float, Field(gt=0)] | None = None
 
     @property
     def calibration(self) -> str | None:
@@ -104,7 +119,7 @@ class StageSpec(_Model):
 class Recipe(_Model):
     """A recipe that passed every check; the paths that were found are absolute."""
 
-    task: Literal["text-classification", "image-classification", "module"]
+    task: TaskWord
     teacher: CheckpointSpec
     other_teachers: tuple[OtherTeacherSpec, ...] = ()
     teacher_outputs: Path | None = None
@@ -316,7 +331,7 @@ class _Draft:
                     section["checkpoint"] = self._resolve(path, value, must_exist=not _may_be_hub_name(value))
             for path, section, value in self._texts(owner, "weights"):
                 section["weights"] = self._resolve(path, value, must_exist=True)
-        for path, section, value in self._texts("data", "train", "eval", "calibrate"):
+        for path, section, value in self._texts("data", "train", "unlabelled", "eval", "calibrate"):
             file, key = split_key(value)
             looks_local = file.endswith(DATA_SUFFIXES) or bool(re.search(r"/[^/]*\.[A-Za-z]\w*$", file))
             found = self._resolve(path, file, must_exist=looks_local or not _may_be_hub_name(file))
@@ -367,8 +382,12 @@ class _Draft:
         data, task = self._part("data", dict), self.data.get("task")
         if self.data.get("targets") and not (data.get("calibrate") or data.get("train")):
             self._report(("targets",), "an export measures ranges on examples: give data.calibrate or data.train")
-        if data.get("max_length") is not None and task in ("image-classification", "module"):
+        if data.get("unlabelled") and not data.get("train"):
+            self._report(("data", "unlabelled"), "goes beside labelled examples: give data.train too")
+        if data.get("max_length") is not None and task in get_args(TaskWord) and task not in OF_TEXT:
             self._report(("data", "max_length"), f"for text only; the task is {task}")
+        if data.get("max_seconds") is not None and task in get_args(TaskWord) and task != "audio-classification":
+            self._report(("data", "max_seconds"), f"for sounds only; the task is {task}")
 
 
 def _may_be_hub_name(text: str) -> bool:

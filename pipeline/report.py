@@ -15,6 +15,7 @@ from potstill.targets.measurement import Measurement, Timing
 from potstill.validate.errors import InputError
 from potstill.validate.files import write_text
 from potstill.validate.gate import parse_limit
+from potstill.validate.scorecard import Scorecard
 
 _WIDE, _NARROW, _HALF = 1036, 344, 506
 
@@ -52,8 +53,8 @@ def write_report(ledger: Ledger, path: Path, *, title: str) -> None:
         lstrip_blocks=True,
     )
     page.filters |= {
-        "percent": percent, "points": lambda share: signed(share * 100), "size": size_in_words, "span": _span,
-        "gate": gate_in_words, "weights": _weights, "speed": _speed, "duration": _duration, "id": id,
+        "percent": percent, "range": _range, "points": lambda share: signed(share * 100), "size": size_in_words,
+        "span": _span, "gate": gate_in_words, "weights": _weights, "speed": _speed, "duration": _duration, "id": id,
     }  # fmt: skip
     write_text(
         path,
@@ -101,7 +102,7 @@ def headline(ledger: Ledger) -> str:
     if not stages:
         return (
             "No stage has finished: only the starting point was judged; the teacher has "
-            f"{percent(teacher.teacher_value)} {teacher.metric} on {teacher.examples:,} examples."
+            f"{teacher.shown(teacher.teacher_value)} {teacher.metric} on {teacher.examples:,} examples."
         )
     last = stages[-1]
     judged = "passed" if last.verdict else "was judged by no gate"
@@ -189,11 +190,11 @@ def key_figures(ledger: Ledger) -> list[Figure]:
     packages = [entry for entry in ledger.entries if entry.kind == "package"]
     card = first.scorecard
     over = f"{card.examples:,} examples"
-    figures = [Figure(f"Teacher, {card.metric}", percent(card.value), f"{_span(card.interval)}, {over}")]
+    figures = [Figure(f"Teacher, {card.metric}", card.shown(card.value), f"{_range(card)}, {over}")]
     if last:
         mine = last.scorecard
         figures.append(
-            Figure(f"Student after {last.name}, {mine.metric}", percent(mine.value), f"{_span(mine.interval)}, {over}")
+            Figure(f"Student after {last.name}, {mine.metric}", mine.shown(mine.value), f"{_range(mine)}, {over}")
         )
     small = packages or ([last] if last else [])
     if small:
@@ -293,6 +294,11 @@ def _span(interval: object, unit: str = "percent") -> str:
     low, high = (float(getattr(interval, end)) for end in ("low", "high"))
     texts = (percent(low), percent(high)) if unit == "percent" else (signed(low * 100), signed(high * 100))
     return f"[{texts[0]}, {texts[1]}]"
+
+
+def _range(card: Scorecard) -> str:
+    """The metric's interval: `[90.1%, 92.3%]`."""
+    return f"[{card.shown(card.interval.low)}, {card.shown(card.interval.high)}]"
 
 
 def _weights(count: int) -> str:

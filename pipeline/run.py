@@ -31,7 +31,7 @@ from potstill.validate.files import read_json, sha256_file, size_bytes, whole_fo
 from potstill.validate.gate import Gate, parse_limit
 from potstill.validate.predictor import Predictor, TorchPredictor, best_device, predict
 from potstill.validate.quantized import FakeQuantized
-from potstill.validate.scorecard import Scorecard, judge, scorecard_from_json
+from potstill.validate.scorecard import Scorecard, scorecard_from_json
 from potstill.validate.task import Model
 
 OPSET = 20
@@ -75,9 +75,7 @@ class Run:
         """
         material, recipe, make = self.material, self.recipe, self.cache.key
         seed = recipe.seed
-        key = make(
-            "teacher", task=recipe.task, max_length=recipe.data.max_length, model=_identity(material.teacher, seed)
-        )
+        key = make("teacher", task=recipe.task, limits=_limits(recipe), model=_identity(material.teacher, seed))
         teacher = key
         steps = [self._planned("0-teacher", key)]
         if recipe.student:
@@ -313,7 +311,8 @@ class Run:
         examples, before = self.material.eval, predictor.encode.truncated
         logits = predict(predictor, examples, self.material.task.length_of)
         truncated = predictor.encode.truncated - before
-        return logits, judge(logits, logits if teacher is None else teacher, examples.labels, examples.name, truncated)
+        teacher = logits if teacher is None else teacher
+        return logits, self.material.task.judge(logits, teacher, examples, predictor.encode, truncated)
 
     def _enter(self, name: str, kind: Any, what: str, model: Model, place: Path, judged: Path) -> None:
         """Add a checkpoint's step to the ledger."""
@@ -365,7 +364,12 @@ class Run:
         material, checkpoint = self.material, self.material.teacher.checkpoint
         data = {
             key: {"name": examples.name, "sha256": examples.digest, "examples": len(examples)}
-            for key, examples in (("train", material.train), ("eval", material.eval), ("calibrate", material.calibrate))
+            for key, examples in (
+                ("train", material.train),
+                ("unlabelled", material.unlabelled),
+                ("eval", material.eval),
+                ("calibrate", material.calibrate),
+            )
             if examples
         }
         teacher = {"source": _short(checkpoint.source), "sha256": checkpoint.digest()}
@@ -373,6 +377,11 @@ class Run:
 
     def _say(self, step: str, what: str) -> None:
         self.console.print(f"[bold]{step}[/] [dim]{what}[/]", highlight=False)
+
+
+def _limits(recipe: Recipe) -> list[Any]:
+    """What is kept of an example."""
+    return [recipe.data.max_length, recipe.data.max_seconds]
 
 
 def _identity(model: Model, seed: int) -> list[Any]:

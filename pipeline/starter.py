@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 from string import Template
+from typing import get_args
 
 from potstill.compress.student import layers_of
-from potstill.pipeline.recipe import load_recipe, parse_pairs
+from potstill.pipeline.recipe import TaskWord, load_recipe, parse_pairs
 from potstill.pipeline.stages import STAGES
 from potstill.targets.host import runs_here
 from potstill.targets.target import load_target, target_names
@@ -13,11 +14,19 @@ from potstill.validate.checkpoint import Checkpoint, open_folder, reading_weight
 from potstill.validate.errors import InputError
 from potstill.validate.files import write_text
 
+TASK_OF = {
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForImageClassification": "image-classification",
+    "ForAudioClassification": "audio-classification",
+    "Model": "feature-extraction",
+}
 RECIPE = Template("""\
 # potstill run $file --dry-run    shows the plan and what it costs
 # potstill run $file              does it; stopped, the same command goes on where it was
 
-task: $task                      # text-classification, image-classification or module
+task: $task                      # or another: $tasks
 
 teacher:
   checkpoint: $teacher           # a folder that transformers opens, a hub name, or package.module:factory
@@ -68,6 +77,7 @@ def write_recipe(
     text = RECIPE.substitute(
         file=out,
         task=task,
+        tasks=", ".join(one for one in get_args(TaskWord) if one != task),
         teacher=json.dumps(teacher),
         train=json.dumps(train),
         eval=json.dumps(eval_),
@@ -94,15 +104,11 @@ def task_of(checkpoint: Checkpoint) -> str:
     with reading_weights(checkpoint):
         config = AutoConfig.from_pretrained(open_folder(checkpoint), trust_remote_code=False)
     names = config.architectures or [""]
-    for ending, task in (
-        ("ForSequenceClassification", "text-classification"),
-        ("ForImageClassification", "image-classification"),
-    ):
+    for ending, task in TASK_OF.items():
         if names[0].endswith(ending):
             return task
     raise InputError(
-        f"{checkpoint} is a {names[0] or 'model of unknown kind'}; "
-        "say --task text-classification or image-classification"
+        f"{checkpoint} is a {names[0] or 'model of unknown kind'}; say --task {' or '.join(TASK_OF.values())}"
     )
 
 

@@ -1,8 +1,10 @@
 """Small real models and data that the tests share."""
 
 import csv
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -58,22 +60,29 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write_tsv(folder / f"{name}.tsv", sentences(n, i)) for i, (name, n) in enumerate(sizes.items())}
 
 
-@pytest.fixture(scope="session")
-def text_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A 4-layer BERT with its tokenizer, trained on such sentences until it is nearly always right."""
+def word_tokenizer(words: list[str]) -> Any:
+    """A fast BERT tokenizer whose vocabulary is these words."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+    from transformers import BertTokenizerFast
 
-    vocab = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILLER])}
+    vocab = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
     backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    tokenizer = BertTokenizerFast(tokenizer_object=backend)
+    return BertTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.fixture(scope="session")
+def text_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 4-layer BERT with its tokenizer, trained on such sentences until it is nearly always right."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = word_tokenizer([*GOOD, *BAD, *FILLER])
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(vocab), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64, id2label={0: "negative", 1: "positive"}, label2id={"negative": 0, "positive": 1},
     )  # fmt: skip
     model = BertForSequenceClassification(config)
@@ -153,4 +162,191 @@ def image_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("teacher") / "vit"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+FIRST, LAST, PLACES = ["anna", "boris", "carla"], ["smith", "jones", "lee"], ["paris", "oslo", "lima"]
+TAGS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+
+
+def tagged(n: int, seed: int) -> list[tuple[list[str], list[str]]]:
+    """Sentences with the names of people and places; some words are two tokens (`parisian`, `jonesian`)."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        words, tags = [], []
+        for _ in range(int(rng.integers(2, 5))):
+            kind = rng.integers(3)
+            if kind == 0:
+                found, said = list(rng.choice(FILLER, size=2)), ["O", "O"]
+            elif kind == 1:
+                found, said = [str(rng.choice(FIRST)), str(rng.choice(LAST))], ["B-PER", "I-PER"]
+            else:
+                found, said = ["new", str(rng.choice(PLACES))], ["B-LOC", "I-LOC"]
+            words += [f"{word}ian" if rng.random() < 0.2 and kind else str(word) for word in found]
+            tags += said
+        rows.append((words, tags))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tag_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files `train` (300) and `eval` (120) of `tokens` and `tags`, by name."""
+    folder = tmp_path_factory.mktemp("tags")
+    for seed, (name, n) in enumerate({"train": 300, "eval": 120}.items()):
+        lines = [json.dumps({"tokens": words, "tags": tags}) for words, tags in tagged(n, seed)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return {name: folder / f"{name}.jsonl" for name in ("train", "eval")}
+
+
+@pytest.fixture(scope="session")
+def tag_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2-layer BERT with its tokenizer, trained on such sentences."""
+    from transformers import BertConfig, BertForTokenClassification
+
+    tokenizer = word_tokenizer([*FILLER, *FIRST, *LAST, *PLACES, "new", "##ian"])
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, id2label=dict(enumerate(TAGS)), label2id={tag: i for i, tag in enumerate(TAGS)},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, rows = BertForTokenClassification(config), tagged(300, seed=99)
+    encoded = tokenizer([words for words, _ in rows], is_split_into_words=True, padding=True, return_tensors="pt")
+    labels = torch.full(encoded["input_ids"].shape, -100)
+    for i, (_, tags) in enumerate(rows):
+        for place, word in enumerate(encoded.word_ids(i)):
+            if word is not None:
+                labels[i, place] = TAGS.index(tags[word])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(4):
+        for index in torch.randperm(len(rows)).split(30):
+            batch = {name: tensor[index] for name, tensor in encoded.items()}
+            model(**batch, labels=labels[index]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("teacher") / "tagger"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pair_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files `train` (400 single texts) and `eval` (150 pairs, whose score is higher for texts of one class)."""
+    folder = tmp_path_factory.mktemp("pairs")
+    train = [json.dumps({"text": text}) for text, _ in sentences(400, 20)]
+    (folder / "train.jsonl").write_text("\n".join(train))
+    pairs = zip(sentences(150, 21), sentences(150, 22), strict=True)
+    rows = [{"text": a, "text2": b, "label": 4.5 * (y == z) + 0.1 * len(a)} for (a, y), (b, z) in pairs]
+    (folder / "eval.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {name: folder / f"{name}.jsonl" for name in ("train", "eval")}
+
+
+def tones(n: int, seed: int) -> list[tuple[np.ndarray, int]]:
+    """Sounds of 0.2 to 0.5 seconds at 16 kHz, float32; the class is whether a tone is high."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        high, samples = int(rng.integers(2)), int(rng.integers(3200, 8000))
+        hertz = rng.uniform(300, 500) * (6 if high else 1)
+        tone = np.sin(2 * np.pi * hertz * np.arange(samples) / 16_000 + rng.uniform(0, 6))
+        found.append(((0.3 * tone + 0.05 * rng.normal(size=samples)).astype(np.float32), high))
+    return found
+
+
+@pytest.fixture(scope="session")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders `train` (60) and `eval` (40) of class folders with WAV files."""
+    import soundfile
+
+    folders = {}
+    for seed, (name, n) in enumerate({"train": 60, "eval": 40}.items()):
+        folders[name] = tmp_path_factory.mktemp(f"sounds-{name}")
+        for i, (sound, high) in enumerate(tones(n, seed)):
+            place = folders[name] / ("high" if high else "low")
+            place.mkdir(exist_ok=True)
+            soundfile.write(place / f"{i}.wav", sound, 16_000)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def sound_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2-layer audio spectrogram transformer with its feature extractor, trained on such sounds."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+
+    config = ASTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, max_length=32,
+        num_mel_bins=32, id2label={0: "high", 1: "low"}, label2id={"high": 0, "low": 1},
+    )  # fmt: skip
+    extractor = ASTFeatureExtractor(max_length=32, num_mel_bins=32)
+    torch.manual_seed(0)
+    model, rows = ASTForAudioClassification(config), tones(120, 9)
+    spectrograms = extractor([sound for sound, _ in rows], sampling_rate=16_000, return_tensors="pt")["input_values"]
+    labels = torch.tensor([1 - high for _, high in rows])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(4):
+        for index in torch.randperm(len(rows)).split(20):
+            model(input_values=spectrograms[index], labels=labels[index]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("teacher") / "ast"
+    model.save_pretrained(folder)
+    extractor.save_pretrained(folder)
+    return folder
+
+
+def questions(n: int, seed: int) -> list[dict[str, Any]]:
+    """Contexts with a person and a place; the question asks for the person."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(n):
+        person = f"{rng.choice(FIRST)} {rng.choice(LAST)}"
+        place = f"new {rng.choice(PLACES)}"
+        parts = [person, place, *(str(word) for word in rng.choice(FILLER, size=int(rng.integers(2, 7))))]
+        rng.shuffle(parts)
+        context, asked = " ".join(parts), str(rng.choice(["who", "who is it"]))
+        answers = {"text": [person], "answer_start": [context.index(person)]}
+        rows.append({"question": asked, "context": context, "answers": answers})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def span_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files `train` (300) and `eval` (100) of questions as SQuAD has them."""
+    folder = tmp_path_factory.mktemp("questions")
+    for seed, (name, n) in enumerate({"train": 300, "eval": 100}.items()):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, questions(n, seed))))
+    return {name: folder / f"{name}.jsonl" for name in ("train", "eval")}
+
+
+@pytest.fixture(scope="session")
+def span_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A 2-layer BERT with its tokenizer, trained on such questions."""
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    tokenizer = word_tokenizer([*FILLER, *FIRST, *LAST, *PLACES, "new", "##ian", "who", "where", "it", "good"])
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, rows = BertForQuestionAnswering(config), questions(300, seed=99)
+    asked, contexts = [row["question"] for row in rows], [row["context"] for row in rows]
+    encoded = tokenizer(asked, contexts, padding=True, return_tensors="pt")
+    spans = []
+    for i, row in enumerate(rows):
+        start = row["answers"]["answer_start"][0]
+        end = start + len(row["answers"]["text"][0]) - 1
+        spans.append([encoded.char_to_token(i, place, sequence_index=1) for place in (start, end)])
+    starts, ends = torch.tensor(spans).T
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(6):
+        for index in torch.randperm(len(rows)).split(30):
+            batch = {name: tensor[index] for name, tensor in encoded.items()}
+            model(**batch, start_positions=starts[index], end_positions=ends[index]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("teacher") / "spans"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

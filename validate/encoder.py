@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from potstill.validate.data import Rows
 from potstill.validate.errors import InputError
+from potstill.validate.examples import Rows
 
 Inputs = dict[str, NDArray[Any]]
 BATCH: Mapping[int, str] = {0: "batch"}
@@ -60,14 +60,27 @@ class TextEncoder:
 
     def __call__(self, rows: Rows) -> Inputs:
         """Token ids and masks."""
+        return self.arrays(self.tokenize(list(rows["text"])))
+
+    def tokenize(self, *texts: Any, truncation: str | bool = True, **how: Any) -> Any:
+        """The tokenizer's own result, cut and padded; what was cut is counted."""
         encoded = self.tokenizer(
-            list(rows["text"]),
-            truncation=True,
+            *texts,
+            truncation=truncation,
             max_length=self.pad_to or self.max_length,
             padding="max_length" if self.pad_to else "longest",
+            **how,
         )
         self.truncated += sum(bool(one.overflowing) for one in encoded.encodings)
-        return {name: np.asarray(values, dtype=np.int64) for name, values in encoded.items()}
+        return encoded
+
+    def arrays(self, encoded: Any) -> Inputs:
+        """The inputs in a tokenizer's result, int64 (B, T)."""
+        return {
+            name: np.asarray(values, dtype=np.int64)
+            for name, values in encoded.items()
+            if name in self.tokenizer.model_input_names
+        }
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer."""

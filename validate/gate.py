@@ -89,7 +89,7 @@ class Gate:
         """Judge a scorecard."""
         limit, interval = self.max_drop.of(card.teacher_value), card.difference_interval
         told = (
-            f"{card.metric} {card.value:.2%} against the teacher's {card.teacher_value:.2%} on "
+            f"{card.metric} {card.shown(card.value, 2)} against the teacher's {card.shown(card.teacher_value, 2)} on "
             f"{card.examples} examples: "
             f"{card.difference * 100:+.2f} points, 95 % interval {interval.low * 100:+.2f} to "
             f"{interval.high * 100:+.2f}, limit −{limit * 100:.2f}"

@@ -4,12 +4,14 @@ Shapes: N examples, C classes.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+RESAMPLES = 2000
 Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 
 
@@ -49,6 +51,31 @@ def paired_difference(lost: int, gained: int, n: int) -> Interval:
     middle = (c - b) / total
     half = Z * math.sqrt((b + c) - (c - b) ** 2 / total) / total
     return Interval(max(-1.0, middle - half), min(1.0, middle + half))
+
+
+def bootstrap(
+    of: Callable[[NDArray[np.int64]], NDArray[np.float64]], n: int, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Interval]:
+    """Percentile intervals of statistics by resampling n examples with replacement (Efron 1979).
+
+    Several statistics of the same resamples make a paired interval: a difference is one of them.
+
+    Args:
+        of: indices of examples (S, n), one row for each resample, to K statistics (S, K).
+        n: examples.
+        seed: of what is drawn.
+        resamples: how often.
+
+    Returns:
+        K intervals.
+    """
+    rng, found = np.random.default_rng(seed), []
+    at_once = max(1, 2**21 // max(n, 1))
+    for start in range(0, resamples, at_once):
+        found.append(of(rng.integers(n, size=(min(at_once, resamples - start), n))))
+    share = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(found), [share, 1 - share], axis=0)
+    return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 
 def mcnemar_p(lost: int, gained: int) -> float:

@@ -1,34 +1,43 @@
 """One model judged on one evaluation set, alone and against the teacher."""
 
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
-from sklearn.metrics import accuracy_score
 
 from potstill.validate.errors import InputError
 from potstill.validate.metrics import Interval, mcnemar_p, mean_kl, paired_difference, proportion
+
+CLOSED_FORMS = "Wilson’s for the metric and the agreement, Agresti and Min’s paired one for the difference"
+RESAMPLED = "by the paired percentile bootstrap over examples"
 
 
 @dataclass(frozen=True)
 class Scorecard:
     """A model on N examples, and the same N by its teacher.
 
+    What makes no sense for a metric is None, and not shown.
+
     Attributes:
-        metric: what `value` is: `accuracy`, a share from 0 to 1.
+        metric: what `value` is, e.g. `accuracy`: a share of 1, or a correlation.
         examples: N.
         data: name of the evaluation set.
-        value, interval: the metric, with Wilson's 95 % interval.
+        value, interval: the metric, with its 95 % interval.
         teacher_value: the teacher's metric on the same examples.
         difference, difference_interval: value minus teacher_value, with the paired 95 % interval.
-        agreement, agreement_interval: share of examples on which both say the same class.
-        lost: examples that the teacher had right and this model has wrong; flips one way.
+        agreement, agreement_interval: share of units on which both say the same.
+        lost: units that the teacher had right and this model has wrong; flips one way.
         gained: the other way.
-        mcnemar_p: exact p-value of the hypothesis that both are equally accurate.
-        kl_nats: mean KL(teacher ‖ model).
+        mcnemar_p: exact p-value of the hypothesis that both are equally often right.
+        kl_nats: mean KL(teacher ‖ model) over the units.
         truncated: examples whose input was cut to the longest length.
+        unit: what agreement and flips are counted in.
+        method: how the intervals were made.
+        beside: other metrics of this model by name, shares of 1 or correlations.
+        correlation: whether the metric is a correlation, and so no share.
     """
 
     metric: str
@@ -39,13 +48,26 @@ class Scorecard:
     teacher_value: float
     difference: float
     difference_interval: Interval
-    agreement: float
-    agreement_interval: Interval
-    lost: int
-    gained: int
-    mcnemar_p: float
-    kl_nats: float
+    agreement: float | None = None
+    agreement_interval: Interval | None = None
+    lost: int | None = None
+    gained: int | None = None
+    mcnemar_p: float | None = None
+    kl_nats: float | None = None
     truncated: int = 0
+    unit: str = "examples"
+    method: str = CLOSED_FORMS
+    beside: dict[str, float] = field(default_factory=dict)
+    correlation: bool = False
+
+    @property
+    def scale(self) -> str:
+        """What a value times 100 is in: `%`, or `× 100` for a correlation."""
+        return "× 100" if self.correlation else "%"
+
+    def shown(self, value: float, digits: int = 1) -> str:
+        """A value of the metric as a person reads it: `91.2%`, or `84.3` for a correlation times 100."""
+        return f"{value * 100:.{digits}f}" + ("" if self.correlation else "%")
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""
@@ -58,37 +80,53 @@ def scorecard_from_json(value: Any) -> Scorecard:
     return TypeAdapter(Scorecard).validate_python(value)
 
 
+def paired(right: NDArray[np.bool_], teacher_right: NDArray[np.bool_]) -> dict[str, Any]:
+    """The fields of a scorecard that two answers to each of N examples decide, each right or wrong (N,)."""
+    lost, gained = int((teacher_right & ~right).sum()), int((right & ~teacher_right).sum())
+    n = len(right)
+    return {
+        "examples": n,
+        "value": float(right.mean()),
+        "interval": proportion(int(right.sum()), n),
+        "teacher_value": float(teacher_right.mean()),
+        "difference": (gained - lost) / n,
+        "difference_interval": paired_difference(lost, gained, n),
+        "lost": lost,
+        "gained": gained,
+        "mcnemar_p": mcnemar_p(lost, gained),
+    }
+
+
 def judge(
     logits: NDArray[np.float32], teacher: NDArray[np.float32], labels: NDArray[np.int64], data: str, truncated: int = 0
 ) -> Scorecard:
-    """Judge a model's logits (N, C) against the labels (N,) and against the teacher's logits (N, C).
+    """Judge a model's logits (N, C) against the labels (N,) and against the teacher's logits (N, C), by accuracy.
 
     Raises:
         InputError: the shapes differ.
     """
-    if logits.shape != teacher.shape or len(labels) != len(logits):
-        raise InputError(
-            f"the model's outputs are {logits.shape}, the teacher's {teacher.shape}, "
-            f"for {len(labels)} labels; they must be over the same examples and classes"
-        )
+    check_alike(logits, teacher, len(labels))
     mine, theirs = logits.argmax(axis=1), teacher.argmax(axis=1)
-    right, teacher_right = mine == labels, theirs == labels
-    lost, gained = int((teacher_right & ~right).sum()), int((right & ~teacher_right).sum())
     same, n = int((mine == theirs).sum()), len(labels)
     return Scorecard(
         metric="accuracy",
-        examples=n,
         data=data,
-        value=float(accuracy_score(labels, mine)),
-        interval=proportion(int(right.sum()), n),
-        teacher_value=float(accuracy_score(labels, theirs)),
-        difference=(gained - lost) / n,
-        difference_interval=paired_difference(lost, gained, n),
         agreement=same / n,
         agreement_interval=proportion(same, n),
-        lost=lost,
-        gained=gained,
-        mcnemar_p=mcnemar_p(lost, gained),
         kl_nats=mean_kl(teacher, logits),
         truncated=truncated,
+        **paired(mine == labels, theirs == labels),
     )
+
+
+def check_alike(mine: NDArray[np.float32], teacher: NDArray[np.float32], labels: int) -> None:
+    """Refuse outputs that are not over the same examples and classes.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    if mine.shape != teacher.shape or labels != len(mine):
+        raise InputError(
+            f"the model's outputs are {mine.shape}, the teacher's {teacher.shape}, "
+            f"for {labels} labels; they must be over the same examples and classes"
+        )

@@ -83,7 +83,7 @@ def test_decoupled_adds_up_to_kl_when_weighted_so() -> None:
 
 def test_decoupled_takes_the_teachers_class_where_there_is_no_label() -> None:
     a, b = torch.from_numpy(STUDENT), torch.from_numpy(TEACHER)
-    none = torch.full((16,), losses.NO_LABEL)
+    none = torch.full((16,), losses.IGNORED)
     assert losses.decoupled(a, b, none) == losses.decoupled(a, b, b.argmax(dim=1))
 
 
@@ -119,11 +119,11 @@ def test_hard_is_cross_entropy_with_smoothing(smoothing: float) -> None:
 
 def test_hard_leaves_out_rows_without_a_label_exactly() -> None:
     logits, labels = torch.from_numpy(STUDENT), torch.from_numpy(LABELS).clone()
-    labels[::2] = losses.NO_LABEL
+    labels[::2] = losses.IGNORED
     assert losses.hard(logits, labels).item() == pytest.approx(losses.hard(logits[1::2], labels[1::2]).item(), rel=1e-6)
-    broken = torch.where((labels == losses.NO_LABEL)[:, None], torch.inf, logits)
+    broken = torch.where((labels == losses.IGNORED)[:, None], torch.inf, logits)
     assert losses.hard(broken, labels).item() == losses.hard(logits, labels).item()
-    assert losses.hard(logits, torch.full((16,), losses.NO_LABEL)).item() == 0.0
+    assert losses.hard(logits, torch.full((16,), losses.IGNORED)).item() == 0.0
 
 
 @pytest.mark.parametrize("name", [name for name in losses.SOFT if name != "decoupled"])

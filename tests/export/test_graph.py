@@ -80,6 +80,16 @@ def test_a_module(tmp_path: Path) -> None:
     assert graph.output[0].name == "logits"
 
 
+class OneByOne(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([super(OneByOne, self).forward(x[i : i + 1]) for i in range(len(x))])
+
+
+def test_a_graph_that_fixes_the_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be exported to ONNX: its x would have a fixed batch"):
+        export_graph(module(OneByOne()), images(), tmp_path / "g.onnx", OPSET)
+
+
 def test_fixed_shapes(bert: Model, sentences: Examples, tmp_path: Path) -> None:
     export_graph(bert, sentences, tmp_path / "g.onnx", OPSET)
     fix_shapes(tmp_path / "g.onnx", tmp_path / "f.onnx", bert.encode, 32)

@@ -135,7 +135,8 @@ targets: [laptop-x86-vni, mien.yaml]
 sede: 1
 """
     assert problems(folder, text) == [
-        "line 2: task: expected 'text-classification', 'image-classification' or 'module'; "
+        "line 2: task: expected 'text-classification', 'token-classification', 'question-answering', "
+        "'feature-extraction', 'image-classification', 'audio-classification' or 'module'; "
         "given the text 'text-clasification'; did you mean 'text-classification'?",
         "line 3: teacher.checkpoint: no such file or folder: './no-such-folder'",
         "line 5: data.trian: unknown key; did you mean 'train'?",
@@ -183,6 +184,10 @@ sede: 1
         ),
         (("{layers: 3,", "{layer: 3,"), "line 8: student.layer: unknown key; did you mean 'layers'?"),
         (("text-classification", "module"), "line 7: data.max_length: for text only; the task is module"),
+        (("max_length: 128", "max_seconds: 3"), "line 7: data.max_seconds: for sounds only; the task is text-class"),
+        (("max_length: 128", "max_seconds: 0"), "line 7: data.max_seconds: should be greater than 0"),
+        (("train: train.tsv", "unlabelled: train.tsv"), "data.unlabelled: goes beside labelled examples"),
+        (("train: train.tsv", "train: train.tsv\n  unlabelled: no.tsv"), "line 5: data.unlabelled: no such file"),
         (("epochs: 5", "epochs: 0"), "line 10: stages.0.boil: epochs must be at least 1; given 0"),
         (("  - trim", "  - trim: {share: 2}"), "line 11: stages.1.trim: share must be at most 1; given 2.0"),
         (("  - trim", "  - trim: 2"), "line 11: stages.1.trim: expected a mapping; given the number 2"),

@@ -181,7 +181,7 @@ def test_a_student_of_other_classes(text_teacher: Path) -> None:
 
 
 def test_tasks_refuse_the_other_kind(text_teacher: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="use --task module"):
+    with pytest.raises(InputError, match=r"no attribute 'tokenizer'; a teacher .* brings its own.*--task module"):
         TEXT.load(Checkpoint("test_checkpoint:net"))
     with pytest.raises(InputError, match="takes package.module:factory"):
         MODULE.load(Checkpoint(str(text_teacher)))

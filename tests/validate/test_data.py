@@ -8,7 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from potstill.validate.data import Arrays, Examples, check_evaluation_set, load_examples, shared, split_key
+from potstill.validate.data import (
+    IGNORED,
+    Arrays,
+    Examples,
+    check_evaluation_set,
+    join,
+    load_examples,
+    shared,
+    split_key,
+)
 from potstill.validate.errors import InputError, Unreachable
 
 ROWS = [("a fine film", 1), ('dull "plot', 0), ("null", 1)]
@@ -173,3 +182,41 @@ def test_shared_examples_are_counted_whatever_the_format(tmp_path: Path, picture
     train, test = (load_examples(str(pictures[name]), ("image",), {}) for name in ("train", "eval"))
     assert shared(test, test) == 80
     assert shared(test, train) == 0
+
+
+def test_unlabelled_examples_join_the_labelled(tmp_path: Path) -> None:
+    more = tmp_path / "more.jsonl"
+    more.write_text(json.dumps({"sentence": "unseen"}) + "\n" + json.dumps({"sentence": "new"}) + "\n")
+    with pytest.raises(InputError, match="no column 'label'"):
+        load_examples(str(more), ("text",), COLUMNS)
+    labelled = load_examples(str(write(tmp_path / "rows.tsv")), ("text",), COLUMNS).with_labels(["bad", "good"])
+    unlabelled = load_examples(str(more), ("text",), COLUMNS, labelled=False).with_labels(["bad", "good"])
+    both = join(labelled, unlabelled)
+    assert both.labels.tolist() == [1, 0, 1, IGNORED, IGNORED]
+    assert both.rows([4, 0, 3])["text"] == ["new", "a fine film", "unseen"]
+    assert both.take([3, 1], "two").labels.tolist() == [IGNORED, 0]
+    assert both.digest not in (labelled.digest, unlabelled.digest)
+    assert both.digest != join(unlabelled, labelled).digest
+
+
+def test_several_labels_an_example_are_joined_and_taken() -> None:
+    one = Examples("one", Arrays({"x": np.arange(2)}), np.array([5, 6, 7]), None, "a", np.array([0, 1, 3]))
+    other = Examples("other", Arrays({"x": np.array([9])}), np.array([8, 8]), None, "b", np.array([0, 2]))
+    both = join(one, other)
+    assert [both.labels_of([i]).tolist() for i in range(3)] == [[5], [6, 7], [8, 8]]
+    picked = both.take([2, 0], "two")
+    assert (len(picked), picked.labels.tolist()) == (2, [8, 8, 5])
+    assert picked.offsets is not None
+    assert picked.offsets.tolist() == [0, 2, 3]
+    assert picked.rows([0])["x"].tolist() == [9]
+
+
+def test_arrays_of_another_shape_do_not_join() -> None:
+    one = Examples("one", Arrays({"x": np.zeros((2, 3))}), np.zeros(2, dtype=int), None, "a")
+    with pytest.raises(InputError, match="one and two cannot be joined"):
+        join(one, Examples("two", Arrays({"x": np.zeros((2, 4))}), np.zeros(2, dtype=int), None, "b"))
+
+
+def test_a_set_without_labels_cannot_judge() -> None:
+    with pytest.raises(InputError, match="has no labels"):
+        check_evaluation_set(Examples("e", Arrays({"x": np.zeros(2)}), np.full(2, IGNORED), None, "a"))

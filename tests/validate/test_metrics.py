@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from potstill.validate.metrics import mcnemar_p, mean_kl, paired_difference, proportion
+from potstill.validate.metrics import bootstrap, mcnemar_p, mean_kl, paired_difference, proportion
 
 
 def test_wilson_interval_is_its_formula() -> None:
@@ -34,6 +34,22 @@ def test_paired_difference_covers_the_truth() -> None:
         found = paired_difference(int(lost), int(gained), n)
         covered += found.low <= gain - lose <= found.high
     assert 0.94 <= covered / 3000 <= 0.965
+
+
+def test_bootstrap_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(3)
+    counts = rng.integers(1, 20, size=(80, 2)).astype(float)
+
+    def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return a.sum(axis=axis) / b.sum(axis=axis)
+
+    theirs = stats.bootstrap(
+        counts.T, ratio, paired=True, vectorized=True, method="percentile", n_resamples=5000, rng=0
+    )
+    (found,) = bootstrap(lambda index: ratio(*np.moveaxis(counts[index], 2, 0))[:, None], 80)
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert found.low == pytest.approx(theirs.confidence_interval.low, abs=0.08 * width)
+    assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.08 * width)
 
 
 def test_no_flips_still_has_width() -> None:

@@ -90,7 +90,7 @@ def test_sentence_embeddings(text_teacher: Path, pair_files: dict[str, Path], tm
 task: feature-extraction
 teacher: {text_teacher}
 data: {{train: {pair_files["train"]}, eval: {pair_files["eval"]}}}
-student: {{layers: 1, hidden: 16}}
+student: {{layers: 1}}
 stages: [{{distill: {{epochs: 3, learning_rate: 2e-3}}}}]
 gate: {{max_drop: 10pp}}
 targets: [{TARGET}, phone-iphone]

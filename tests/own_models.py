@@ -85,6 +85,19 @@ class Vectors(nn.Module):
         return self.embed(input_ids)  # type: ignore[no-any-return]
 
 
+class Words(nn.Module):
+    """The teacher's tokens (B, T) to the mean of their vectors (B, 32)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 32)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Vectors (B, 32) of length 1."""
+        mean = (self.embed(input_ids) * attention_mask[..., None]).sum(dim=1)
+        return nn.functional.normalize(mean, dim=1)
+
+
 class Foreign(nn.Module):
     """Takes what no tokenizer gives."""
 

@@ -84,16 +84,19 @@ profile: {{runs: 5}}
     assert "entity F1 (95 % interval)" in (out / "student" / "README.md").read_text()
 
 
-def test_sentence_embeddings(text_teacher: Path, pair_files: dict[str, Path], tmp_path: Path) -> None:
+def test_sentence_embeddings(
+    text_teacher: Path, pair_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     ledger = walked(
         tmp_path,
         f"""
 task: feature-extraction
 teacher: {text_teacher}
 data: {{train: {pair_files["train"]}, eval: {pair_files["eval"]}}}
-student: {{layers: 1, hidden: 16}}
-stages: [{{distill: {{epochs: 3, learning_rate: 2e-3}}}}]
-gate: {{max_drop: 10pp}}
+student: own_models:Words
+stages: [{{distill: {{epochs: 40, learning_rate: 3e-2}}}}]
+gate: {{max_drop: 20pp}}
 targets: [{TARGET}, phone-iphone]
 profile: {{runs: 5}}
 """,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from potstill.compress.losses import hard
 from potstill.validate.data import Examples
 from potstill.validate.errors import InputError
+from potstill.validate.examples import IGNORED
 from potstill.validate.progress import track
 from potstill.validate.task import Model
 
@@ -110,21 +111,25 @@ def importance(
     eval mode: no dropout, batch norm by its running statistics.
 
     Raises:
-        InputError: a part mixes the examples of a batch, so that none can be judged alone.
+        InputError: a part mixes the examples of a batch, so that none can be judged alone; or there are no labels.
     """
     module = model.module.to(device).eval()
-    totals = [np.zeros(part.units) for part in parts]
+    totals, labelled = [np.zeros(part.units) for part in parts], 0
     with track("weighing what can be pruned", len(examples)) as advance:
         for start in range(0, len(examples), BATCH):
             indices = list(range(start, min(start + BATCH, len(examples))))
             labels = torch.from_numpy(examples.labels_of(indices)).to(device)
             gates = [torch.ones(len(indices), part.units, device=device, requires_grad=True) for part in parts]
             with gated(parts, gates):
-                rows = model.answers(model.tensors(examples.rows(indices), device))
-                loss = hard(rows, labels) * len(labels)
+                tensors = model.tensors(examples.rows(indices), device)
+                rows, labels = model.answers(tensors), tensors.get("targets", labels)
+                known = (labels != IGNORED).sum()
+                loss, labelled = hard(rows, labels) * known, labelled + int(known)
             for total, slope in zip(totals, torch.autograd.grad(loss, gates), strict=True):
                 total += slope.abs().double().sum(dim=0).cpu().numpy()
             advance(len(indices))
+    if not labelled:
+        raise InputError(f"importance is measured with labels, and {examples.name} has none")
     module.to("cpu")
     return [total / len(examples) for total in totals]
 

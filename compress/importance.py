@@ -15,6 +15,7 @@ from potstill.compress.anatomy import Spaces, number, stacks
 from potstill.compress.losses import hard
 from potstill.validate.data import Examples
 from potstill.validate.errors import InputError
+from potstill.validate.examples import IGNORED
 from potstill.validate.predictor import best_device
 from potstill.validate.task import Model
 
@@ -44,14 +45,21 @@ def taylor_importance(model: Model, examples: Examples, spaces: Spaces, seed: in
         raise InputError(f"importance is measured with class labels, and those of {examples.name} are none")
     weights = {name: w for name, w in model.core.named_parameters() if any(spaces.get(name, ()))}
     scores: dict[str, Tensor] = {}
+    labelled = 0
     for tensors, labels in _batches(model, examples, seed):
+        labelled += int((labels != IGNORED).sum())
         loss = hard(model.answers(tensors), labels)
-        for (name, w), slope in zip(weights.items(), torch.autograd.grad(loss, list(weights.values())), strict=True):
+        slopes = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
+        for (name, w), slope in zip(weights.items(), slopes, strict=True):
             change = (w.detach() * slope).abs()
             for dim, space in enumerate(spaces[name]):
                 if space:
                     part = change.transpose(0, dim).flatten(1).sum(dim=1) if change.ndim > 1 else change
                     scores[space] = scores.get(space, 0) + part.double().cpu()
+    if not labelled:
+        raise InputError(
+            f"importance is measured with labels, and {examples.name} has none; cut layers, vocabulary or rank instead"
+        )
     return scores
 
 
@@ -104,6 +112,7 @@ def _batches(model: Model, examples: Examples, seed: int) -> Iterator[tuple[dict
     model.module.to(device).eval()
     for start in range(0, len(order), BATCH):
         index = order[start : start + BATCH]
-        labels = torch.from_numpy(np.asarray(examples.labels_of(index)))
-        yield model.tensors(examples.rows(index), device), labels.to(device)
+        tensors = model.tensors(examples.rows(index), device)
+        labels = torch.from_numpy(np.asarray(examples.labels_of(index))).to(device)
+        yield tensors, tensors.get("targets", labels)
     model.encode.truncated = truncated

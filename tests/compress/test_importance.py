@@ -14,7 +14,7 @@ from potstill.compress.anatomy import spaces_of
 from potstill.compress.importance import block_influence, most_important, taylor_importance
 from potstill.compress.student import Student
 from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.data import Examples, load_examples
+from potstill.validate.data import IGNORED, Arrays, Examples, load_examples
 from potstill.validate.errors import InputError
 from potstill.validate.predictor import TorchPredictor, predict
 from potstill.validate.task import TASKS, Model
@@ -178,3 +178,10 @@ def test_a_permuted_teacher_gives_the_same_student(bert: Model, parts: dict[str,
     (_, one), (_, same) = (loss_and_logits(student, parts["eval"]) for student in students)
     assert np.allclose(one, same, atol=1e-4)
     assert not torch.equal(*(s.core.get_input_embeddings().weight for s in students))  # type: ignore[operator]
+
+
+def test_importance_needs_labels(text_teacher: Path) -> None:
+    model = TEXT.load(Checkpoint(str(text_teacher)))
+    none = Examples("plain", Arrays({"text": np.array(["good"] * 20)}), np.full(20, IGNORED), None, "d")
+    with pytest.raises(InputError, match="measured with labels, and plain has none; cut layers"):
+        taylor_importance(model, none, spaces_of(model.core), 0)

@@ -22,7 +22,7 @@ from potstill.compress.student import Student
 from potstill.compress.transformer_parts import Encoder, encoder_of
 from potstill.export.graph import export_graph
 from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.data import Arrays, Examples, load_examples
+from potstill.validate.data import IGNORED, Arrays, Examples, load_examples
 from potstill.validate.errors import InputError
 from potstill.validate.fake_quant import Formats
 from potstill.validate.files import read_json
@@ -522,3 +522,11 @@ def test_a_quantised_student_is_not_pruned(text_teacher: Path, tmp_path: Path) -
     student.module = quantized(student, lesson, Formats(), 4)
     with pytest.raises(InputError, match="put prune before qat"):
         Prune(neurons=0.5)(student, lesson)
+
+
+def test_examples_without_labels_weigh_nothing(text_teacher: Path, tmp_path: Path) -> None:
+    task = TASKS["text-classification"]
+    teacher, student = (task.load(Checkpoint(str(text_teacher))) for _ in range(2))
+    none = Examples("plain", Arrays({"text": np.array(["good"] * 20)}), np.full(20, IGNORED), None, "d")
+    with pytest.raises(InputError, match="importance is measured with labels, and plain .* has none"):
+        Prune(neurons=0.5)(student, Lesson(task, teacher, none, none, 0, tmp_path))

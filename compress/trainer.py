@@ -40,6 +40,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         """
         self._pupil, self._teacher, self._order, self._kept, self._name = pupil, teacher, order, kept, name
         self.taught_rows = 0  # for which the teachers ran
+        self.kept_rows = 0  # whose teachers' outputs were read from disk
         self._parts: dict[str, list[Tensor]] = {}
         self._seen: list[tuple[Tensor, Sequence[int]]] = []
         self._first: float | None = None
@@ -60,6 +61,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def _taught(self, inputs: dict[str, Any]) -> Taught:
         """The teachers' outputs: from disk, else from the teachers, and then to disk."""
         if self._teacher is None or inputs["taught"] is not None:
+            self.kept_rows += len(inputs["labels"]) if inputs["taught"] is not None else 0
             return Taught(inputs["taught"])
         with self.accelerator.autocast():
             taught = self._teacher(inputs["teachers"])

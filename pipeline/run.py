@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from potstill.compress.lesson import Lesson
+from potstill.compress.likeness import likeness_from_json
 from potstill.compress.student import Student
 from potstill.export.graph import Parity, export_graph
 from potstill.export.package import MANIFEST, MODEL, Order, Package, make_package, write_reference
@@ -22,20 +23,20 @@ from potstill.pipeline.card import model_card
 from potstill.pipeline.ledger import Entry, Ledger, failure_in_words, package_entry
 from potstill.pipeline.material import Material
 from potstill.pipeline.recipe import Recipe
-from potstill.pipeline.stages import STAGES
+from potstill.pipeline.stages import STAGES, learn
 from potstill.targets import local
 from potstill.targets.measurement import Comparison, Measurement
 from potstill.targets.target import load_target
 from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
 from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
+from potstill.validate.flips import Flips, flips, flips_from_json
 from potstill.validate.gate import Gate, parse_limit
 from potstill.validate.predictor import Predictor, TorchPredictor, best_device, predict
 from potstill.validate.scorecard import Scorecard, judge, scorecard_from_json
 from potstill.validate.task import Model
 
 OPSET = 20
-Log = list[dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +76,10 @@ class Run:
         material, recipe, make = self.material, self.recipe, self.cache.key
         seed = recipe.seed
         key = make(
-            "teacher", task=recipe.task, max_length=recipe.data.max_length, model=_identity(material.teacher, seed)
+            "teacher",
+            task=recipe.task,
+            max_length=recipe.data.max_length,
+            model=lineage.identity(material.teacher, seed),
         )
         teacher = key
         steps = [self._planned("0-teacher", key)]
@@ -151,7 +155,7 @@ class Run:
             return self.material.new_student() if stages else self.material.teacher
         settings = spec.model_dump(mode="json", exclude_none=True)
         what = _short(Student(**spec.model_dump()).in_words(self.material.teacher))
-        model, place = self._made(step, "student", what, settings, lambda: (self.material.new_student(), None))
+        model, place = self._made(step, "student", what, settings, lambda: (self.material.new_student(), {}))
         judged = self._judged(model, self.keys[step], "student")
         self._enter("student", "start" if stages else "stage", what, model, place, judged)
         self._stop_if_failed()
@@ -164,7 +168,7 @@ class Run:
         what, work = _in_words(settings), self.cache.folder / f"{WORK}{step}-{self.keys[step][:10]}"
         work.mkdir(parents=True, exist_ok=True)
         lesson = Lesson(self.material.task, self.material.teacher, train, held_out, self.recipe.seed, work)
-        trained, place = self._made(step, name, what, settings, lambda: (model, stage(model, lesson)))
+        trained, place = self._made(step, name, what, settings, lambda: (model, learn(stage, model, lesson)))
         shutil.rmtree(work)
         self._enter(name, "stage", what, trained, place, self._judged(trained, self.keys[step], name))
         self._stop_if_failed()
@@ -176,19 +180,19 @@ class Run:
         name: str,
         what: str,
         settings: dict[str, Any],
-        make: Callable[[], tuple[Model, Log | None]],
+        make: Callable[[], tuple[Model, dict[str, Any]]],
     ) -> tuple[Model, Path]:
-        """A step's checkpoint, made now or taken from the cache."""
+        """A step's checkpoint, made now or taken from the cache; `make` gives what to record beside."""
         key = self.keys[step]
         if not self.cache.done(step, key):
             self._say(name, what)
             started = time.monotonic()
             with self.cache.making(step, key) as (folder, record):
-                model, log = make()
+                model, beside = make()
                 checkpoint = folder / "checkpoint"
                 checkpoint.mkdir()
                 model.save(checkpoint)
-                record |= {"size_bytes": size_bytes(checkpoint / WEIGHTS), "log": log}
+                record |= {"size_bytes": size_bytes(checkpoint / WEIGHTS)} | beside
                 record["seconds"] = time.monotonic() - started
                 own = read_json(checkpoint / RECORD) if (checkpoint / RECORD).is_file() else {}
                 stage = {"name": name, "settings": settings, "seconds": record["seconds"]}
@@ -236,7 +240,7 @@ class Run:
                 Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made)),
                 calibrate=self.material.calibrate,
                 golden=self.material.samples,
-                judge=lambda predictor: self._judge(predictor, self.teacher_logits)[1],
+                judge=lambda predictor: self._judge_into(predictor, key, self.teacher_logits),
                 gate=self.gate,
                 card=lambda package: self._package_card(package, model),
             )
@@ -249,7 +253,9 @@ class Run:
             lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
         )
         self.entries.append(
-            package_entry(target.id, folder.relative_to(self.out), manifest, model.parameters, measurement)
+            package_entry(
+                target.id, folder.relative_to(self.out), manifest, model.parameters, measurement, self._flips(key)
+            )
         )
         return folder
 
@@ -266,14 +272,26 @@ class Run:
 
     def _judged(self, model: Model, key: str, name: str) -> Path:
         """The folder with a model's logits and scorecard on the evaluation set, made now or before."""
-        key = self._judged_key(key)
-        if not self.cache.done("judged", key):
-            with self.cache.making("judged", key) as (folder, record):
-                teacher = None if name == "teacher" else self.teacher_logits
-                logits, card = self._judge(TorchPredictor(model, f"the {name}", best_device()), teacher)
-                np.save(folder / "logits.npy", logits)
-                record["scorecard"] = card.to_json()
-        return self.cache.place("judged", key)
+        if not self.cache.done("judged", self._judged_key(key)):
+            teacher = None if name == "teacher" else self.teacher_logits
+            self._judge_into(TorchPredictor(model, f"the {name}", best_device()), key, teacher)
+        return self.cache.place("judged", self._judged_key(key))
+
+    def _judge_into(self, predictor: Predictor, key: str, teacher: NDArray[np.float32] | None) -> Scorecard:
+        """Judge, and keep the logits, the scorecard and the flips in the run's folder under the model's key."""
+        examples, labels = self.material.eval, self.material.teacher.labels
+        with self.cache.making("judged", self._judged_key(key)) as (folder, record):
+            logits, card = self._judge(predictor, teacher)
+            np.save(folder / "logits.npy", logits)
+            record["scorecard"] = card.to_json()
+            if teacher is not None and labels and examples.offsets is None:  # one class for each example
+                record["flips"] = flips(logits, teacher, examples.labels, labels).to_json()
+        return card
+
+    def _flips(self, key: str) -> Flips | None:
+        """The flips that were kept when a model was judged, if any were."""
+        record = self.cache.place("judged", self._judged_key(key)) / "record.json"
+        return flips_from_json(read_json(record).get("flips")) if record.is_file() else None
 
     def _measured(self, name: str, packages: list[Path], kind: Any, measure: Callable[[], Any]) -> Any:
         """A measurement of packages, taken again only when a file, the settings or the machine changed."""
@@ -316,6 +334,8 @@ class Run:
                 seconds=record["seconds"],
                 folder=str(place.relative_to(self.out)),
                 log=record.get("log"),
+                likeness=likeness_from_json(record.get("likeness")),
+                flips=flips_from_json(read_json(judged / "record.json").get("flips")) if kind == "stage" else None,
             )
         )
 
@@ -358,14 +378,6 @@ class Run:
 
     def _say(self, step: str, what: str) -> None:
         self.console.print(f"[bold]{step}[/] [dim]{what}[/]", highlight=False)
-
-
-def _identity(model: Model, seed: int) -> list[Any]:
-    """What a loaded teacher is: its content; for a hub name the revision; for a factory without weights the seed."""
-    checkpoint = model.checkpoint
-    revision = getattr(getattr(model.core, "config", None), "_commit_hash", None)
-    drawn = seed if checkpoint.is_factory and not checkpoint.weights else None
-    return [checkpoint.source, checkpoint.digest(), revision, drawn]
 
 
 def _short(source: str) -> str:

@@ -32,15 +32,16 @@ def losses(entry: Entry, key: str, width: int) -> str | None:
     parts = found if len(found) > 1 else {}
     columns = 2 if width < WIDE else 3 if len(parts) > 4 else max(1, len(parts))
     rows = -(-len(parts) // columns)
-    height = _MAIN + 100 + rows * (_SMALL + 62)
+    pitch = _SMALL + (62 if width >= WIDE else 78)
+    height = _MAIN + 100 + rows * pitch
     best = min(held_out, key=lambda pair: pair[1], default=None)
 
     def draw(figure: Figure) -> None:
         _whole(axes_at(figure, (50, height - _MAIN - 54, width - 64, _MAIN)), loss, held_out, best, width)
         span = (width - 14) / columns
         for i, (name, series) in enumerate(parts.items()):
-            bottom = 28 + (rows - 1 - i // columns) * (_SMALL + 62)
-            _part(axes_at(figure, (50 + (i % columns) * span, bottom, span - 50, _SMALL)), name, series)
+            bottom = 28 + (rows - 1 - i // columns) * pitch
+            _part(axes_at(figure, (50 + (i % columns) * span, bottom, span - 50, _SMALL)), name, series, width >= WIDE)
 
     said = f"; lowest held-out loss {best[1]:.3f} at step {best[0]:.0f}" if best else ""
     ends = "; ".join(f"{name} from {series[0][1]:.3g} to {series[-1][1]:.3g}" for name, series in parts.items())
@@ -63,16 +64,16 @@ def _whole(axes: Any, loss: _Series, held_out: _Series, best: tuple[float, float
                 labelcolor=INK, fontsize=11, handlelength=1.8, columnspacing=1.6, borderpad=0.2)  # fmt: skip
 
 
-def _part(axes: Any, name: str, series: _Series) -> None:
-    """One part of the loss: its name and last value above, from zero or on a log scale."""
+def _part(axes: Any, name: str, series: _Series, wide: bool) -> None:
+    """One part of the loss: its name and last value above, side by side or one over the other."""
     axes.plot(*zip(*series, strict=True), color=ACCENT, lw=1.5)
     axes.plot(*series[-1], ls="none", marker="o", ms=4.5, color=ACCENT)
     axes.margins(x=0.03)
     log = _scale(axes, [value for _, value in series], 4)
     axes.locator_params(axis="x", nbins=3)
     axes.grid(axis="y", color=RULE, lw=0.7)
-    most = int((axes.bbox.width - 50) / 8)
-    write(axes, (0, 1), short(name, most), (0, 14), coords="axes fraction", weight="bold", va="center")
+    name = short(name, int((axes.bbox.width - 40 if wide else axes.bbox.width + 40) / 8))
+    write(axes, (0, 1), name, (0, 14) if wide else (-34, 30), coords="axes fraction", weight="bold", va="center")
     last = f"{series[-1][1]:.3g}" + ", log scale" * log
     write(axes, (1, 1), last, (0, 14), coords="axes fraction", ha="right", va="center", size=11, color=MUTED)
 

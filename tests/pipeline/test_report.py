@@ -367,7 +367,7 @@ def test_lost_examples_are_shown(tmp_path: Path) -> None:
     text = render(passing(), tmp_path, examples={1: Exhibit((bad,), ()), 4: Exhibit((), (picture,))})
     page = Page(text)
     assert "b" not in [tag for tag, name, _ in page.attributes if name == "onclick"]
-    assert f"{bad} positive 99.0% instead of negative ; teacher 91.0% for negative; row 1" in page.text
+    assert f"{bad} says positive at 99.0%, right is negative , teacher at 91.0%; row 1" in page.text
     assert page.values("src") == [picture] * 4  # of the stage and of three packages
     assert "row 34" in page.text  # the twelfth
     assert "row 37" not in page.text

@@ -148,7 +148,7 @@ def _cells(axes: Any, found: Likeness, cell: float) -> None:
                 axes.add_patch(Rectangle(*box, facecolor="none", edgecolor=INK, lw=2, zorder=3))
             if cell >= 30 or value is None:
                 word = "–" if value is None else f"{value:.2f}".removeprefix("0")
-                ink = PAPER if (value or 0.0) ** 2 > 0.5 else INK
+                ink = PAPER if (value or 0.0) ** 2 > 0.6 else INK
                 axes.text(j + 0.5, i + 0.5, word, ha="center", va="center", size=11, color=ink, gid=f"cell-{i}-{j}")
 
 

@@ -75,12 +75,8 @@ class Run:
         """
         material, recipe, make = self.material, self.recipe, self.cache.key
         seed = recipe.seed
-        key = make(
-            "teacher",
-            task=recipe.task,
-            max_length=recipe.data.max_length,
-            model=lineage.identity(material.teacher, seed),
-        )
+        teacher_is = lineage.identity(material.teacher, seed)
+        key = make("teacher", task=recipe.task, max_length=recipe.data.max_length, model=teacher_is)
         teacher = key
         steps = [self._planned("0-teacher", key)]
         if recipe.student:

@@ -108,7 +108,8 @@ class Distill:
 
         Returns:
             The log: dicts with `step`, `epoch` and `loss` (with its parts by name) or `eval_loss`; the last one says
-            for how many rows (`taught_rows`) the teachers ran.
+            for how many rows the teachers ran (`taught_rows`) and for how many their outputs came from disk
+            (`kept_rows`), over all epochs and evaluations.
 
         Raises:
             InputError: the loss is not finite or diverges, the examples cannot be augmented so, or the losses do not
@@ -138,7 +139,7 @@ class Distill:
         log = [
             {k: float(v) for k, v in entry.items() if isinstance(v, int | float)} for entry in trainer.state.log_history
         ]
-        return [*log, {"step": float(trainer.state.global_step), "taught_rows": trainer.taught()}]
+        return [*log, {"step": float(trainer.state.global_step), **trainer.taught()}]
 
     def terms(self, lesson: Lesson) -> list[Term]:
         """The losses with their weights; by default those of the task."""

@@ -57,7 +57,7 @@ class Pupil(nn.Module):
         self.module = student.module
         self._student, self._terms = student, list(terms)
         layered = [term for term in terms if term.name in LAYERS]
-        self.pairs = {term.name: _pairs(term, student, teacher, samples) for term in layered}
+        self.pairs = {term.name: pairs_of(term, student, teacher, samples) for term in layered}
         self._ears = Ears(student.core, [point for point, _ in self._points()])
         try:
             self.projections = self._project(student, teacher, samples)
@@ -143,7 +143,7 @@ class Pupil(nn.Module):
         self._ears.close()
 
 
-def _pairs(term: Term, student: Model, teacher: Model, samples: tuple[Tensors, Tensors]) -> list[Pair]:
+def pairs_of(term: Term, student: Model, teacher: Model, samples: tuple[Tensors, Tensors]) -> list[Pair]:
     """The layers that a term matches.
 
     Raises:

@@ -49,7 +49,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             lockstep: whether the processes must run the teacher at the same time.
         """
         self._pupil, self._teacher, self._order, self._kept, self._name = pupil, teacher, order, kept, name
-        self._lockstep, self._taught_rows = lockstep, 0
+        self._lockstep, self._taught_rows, self._kept_rows = lockstep, 0, 0
         self._parts: dict[str, list[Tensor]] = {}
         self._seen: list[tuple[Tensor, Sequence[int]]] = []
         self._first: float | None = None
@@ -73,6 +73,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         if self._lockstep:
             known = bool(self.accelerator.gather(torch.tensor([known], device=self.args.device)).all())
         if self._teacher is None or known:
+            self._kept_rows += len(inputs["labels"]) if known else 0
             return Taught(inputs["taught"])
         with self.accelerator.autocast():
             taught = self._teacher(inputs["teachers"])
@@ -104,9 +105,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         gathered: Tensor = self.accelerator.gather(values)
         return gathered.reshape(-1, len(values))
 
-    def taught(self) -> float:
-        """For how many rows the teachers ran, in all processes."""
-        return float(self._of_all(torch.tensor([self._taught_rows], device=self.args.device)).sum())
+    def taught(self) -> dict[str, float]:
+        """For how many rows the teachers ran (`taught_rows`) or were read (`kept_rows`), in all processes."""
+        rows = torch.tensor([self._taught_rows, self._kept_rows], device=self.args.device)
+        taught, kept = self._of_all(rows).sum(dim=0).tolist()
+        return {"taught_rows": float(taught), "kept_rows": float(kept)}
 
     def _check(self, losses: Tensor) -> None:
         """Refuse losses (processes, steps since the last log) that are not finite or have run away."""

@@ -10,8 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from potstill.compress.likeness import Likeness
 from potstill.targets.measurement import Comparison, Measurement
 from potstill.validate.files import write_json
+from potstill.validate.flips import Flips
 from potstill.validate.gate import Verdict
 from potstill.validate.scorecard import Scorecard, scorecard_from_json
 
@@ -36,6 +38,9 @@ class Entry:
         measurement: of a package on this machine.
         note: for a package, whether the scorecard was made by the arithmetic of the target.
         as_target: the same as yes or no; None where it is not known or the entry is no package.
+        likeness: of the layers of a stage's student and of the teacher; None where they cannot be read.
+        flips: the examples that the teacher had right and this step has wrong, of a stage or a package; None where
+            examples have no class.
     """
 
     name: str
@@ -51,6 +56,8 @@ class Entry:
     measurement: Measurement | None = None
     note: str | None = None
     as_target: bool | None = None
+    likeness: Likeness | None = None
+    flips: Flips | None = None
 
 
 @dataclass
@@ -95,7 +102,12 @@ class Ledger:
 
 
 def package_entry(
-    name: str, folder: Path, manifest: dict[str, Any], parameters: int, measurement: Measurement
+    name: str,
+    folder: Path,
+    manifest: dict[str, Any],
+    parameters: int,
+    measurement: Measurement,
+    flips: Flips | None,
 ) -> Entry:
     """The entry for a package, from its manifest; `folder` relative to the run's."""
     made = manifest["quantization"]
@@ -113,6 +125,7 @@ def package_entry(
         measurement=measurement,
         note=manifest["checked"]["note"],
         as_target=manifest["checked"]["as_target"],
+        flips=flips,
     )
 
 

@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from potstill.targets.host import here
+from potstill.validate.task import Model
 
 VERSIONED = [
     "potstill",
@@ -67,3 +68,11 @@ def lineage(seed: int, teacher: dict[str, Any], data: dict[str, Any], stages: li
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def identity(model: Model, seed: int) -> list[Any]:
+    """What a loaded teacher is: its content; for a hub name the revision; for a factory without weights the seed."""
+    checkpoint = model.checkpoint
+    revision = getattr(getattr(model.core, "config", None), "_commit_hash", None)
+    drawn = seed if checkpoint.is_factory and not checkpoint.weights else None
+    return [checkpoint.source, checkpoint.digest(), revision, drawn]

@@ -1,27 +1,32 @@
-"""The report's pictures: drawn by matplotlib, given as inline SVG that takes its colours and fonts from the page."""
+"""The report's pictures of a run: each step's metric, and the metric against size and latency."""
 
-import io
-import itertools
 import math
-import re
 from collections.abc import Callable, Sequence
-from html import escape
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import matplotlib
 from matplotlib.figure import Figure
 
+from potstill.pipeline.drawing import (
+    ACCENT,
+    FAIL,
+    FONT,
+    INK,
+    MUTED,
+    PAPER,
+    RULE,
+    UNDECIDED,
+    WIDE,
+    axes_at,
+    share_of,
+    short,
+    svg,
+    write,
+)
 from potstill.pipeline.ledger import Entry, Ledger, size_in_words
 from potstill.validate.gate import parse_limit
 
-# Placeholders that no drawing needs otherwise; `_to_page` puts the page's CSS variables in their place.
-_NAMES = ("ink", "muted", "rule", "paper", "accent", "fail", "maybe")
-_VARIABLES = {f"#010a0{i}": f"var(--{name})" for i, name in enumerate(_NAMES)}
-INK, MUTED, RULE, PAPER, ACCENT, FAIL, UNDECIDED = _VARIABLES
 _MARKS = {"pass": (ACCENT, "o"), "fail": (FAIL, "X"), "undecided": (UNDECIDED, "D")}
-_FONT = 12.0
-_WIDE = 800  # px from which a picture has a column for its labels
 
 _Box = tuple[float, float, float, float]  # left, bottom, right, top in px
 
@@ -55,7 +60,7 @@ def latency_of(ledger: Ledger, entry: Entry) -> float | None:
 
 def forest(ledger: Ledger, key: str, width: int) -> str:
     """Step by step: the metric, and the difference to the teacher that the gate reads, with 95 % intervals."""
-    rows, wide = ledger.entries, width >= _WIDE
+    rows, wide = ledger.entries, width >= WIDE
     row_px = 44 if wide else 50
     panel, head, foot = row_px * len(rows), 64, 44
     height = head + panel + foot if wide else 2 * (head + panel + foot) + 16
@@ -64,7 +69,7 @@ def forest(ledger: Ledger, key: str, width: int) -> str:
         spans = [(252, 408), (706, width - 706 - 12)] if wide else [(12, width - 24)] * 2
         for i, (left, span) in enumerate(spans):
             bottom = foot if wide or i else 2 * foot + head + panel + 16
-            axes = _axes(figure, (left, bottom, span, panel))
+            axes = axes_at(figure, (left, bottom, span, panel))
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_yticks([])
             for y in range(len(rows) + 1):
@@ -77,7 +82,7 @@ def forest(ledger: Ledger, key: str, width: int) -> str:
     card = rows[0].scorecard
     verdicts = [f" ({entry.verdict.outcome})" if entry.verdict else "" for entry in rows]
     told = "; ".join(f"{e.name} {e.scorecard.shown(e.scorecard.value)}{v}" for e, v in zip(rows, verdicts, strict=True))
-    return _svg(draw, (width, height), key, f"{card.metric} of each step over {card.examples} examples: {told}")
+    return svg(draw, (width, height), key, f"{card.metric} of each step over {card.examples} examples: {told}")
 
 
 def _metric_panel(axes: Any, ledger: Ledger, wide: bool) -> None:
@@ -116,33 +121,33 @@ def _panel(axes: Any, points: Sequence[Point], words: Sequence[str], wide: bool)
             side, marker, offset = ("left", "<", 12) if x == low else ("right", ">", -12)
             axes.plot([x], [y], marker=marker, color=_style(point.entry)[0], ms=8, ls="none", clip_on=False)
             told = f"{word}, off the scale" if wide else "off the scale"
-            _text(axes, (x, y), told, (offset, 0), ha=side, va="center", size=11, color=MUTED)
+            write(axes, (x, y), told, (offset, 0), ha=side, va="center", size=11, color=MUTED)
         else:
             _mark(axes, point.entry, x, y, (point.low - x, point.high - x), across=True)
         if wide and x == point.value and point.entry.kind != "teacher":
-            _text(axes, (x, y), word, (0, 8), ha="center", va="bottom", size=11)
+            write(axes, (x, y), word, (0, 8), ha="center", va="bottom", size=11)
         if not wide:
-            name = _short(point.entry.name, int((axes.bbox.width - 60) / (0.62 * _FONT)))
-            _text(axes, (low, y), name, (0, 18), va="center", weight="bold")
-            _text(axes, (high, y), word, (0, 18), ha="right", va="center")
+            name = short(point.entry.name, int((axes.bbox.width - 60) / (0.62 * FONT)))
+            write(axes, (low, y), name, (0, 18), va="center", weight="bold")
+            write(axes, (high, y), word, (0, 18), ha="right", va="center")
 
 
 def _reference_lines(axes: Any, title: str, teacher: tuple[float, str], limit: tuple[float, str] | None) -> None:
     axes.axvline(teacher[0], color=INK, lw=1.1, zorder=1)
     low, high = axes.get_xlim()
-    _text(axes, (0, 1), title, (0, 46), coords="axes fraction", weight="bold", size=13, va="center")
+    write(axes, (0, 1), title, (0, 46), coords="axes fraction", weight="bold", size=13, va="center")
     for at, word, style, up, color in [(*teacher, "-", 25, INK), *([(*limit, "--", 9, FAIL)] if limit else [])]:
         if style == "--":
             axes.axvline(at, color=color, lw=1.2, ls=(0, (5, 4)), zorder=1)
         half = 0.29 * 11 * len(word) / axes.bbox.width
         share = min(max((at - low) / (high - low), half), 1 - half)
-        _text(axes, (share, 1), word, (0, up), coords="axes fraction", ha="center", va="center", size=11, color=color)
+        write(axes, (share, 1), word, (0, up), coords="axes fraction", ha="center", va="center", size=11, color=color)
 
 
 def _row_label(figure: Figure, entry: Entry, at: tuple[float, float], width: float) -> None:
-    name, what = _short(entry.name, int(width / (0.66 * 13))), _short(entry.what, int(width / (0.53 * 11)))
-    figure.text(*_share(figure, at[0], at[1] + 8), name, va="center", size=13, weight="bold", color=INK)
-    figure.text(*_share(figure, at[0], at[1] - 9), what, va="center", size=11, color=MUTED)
+    name, what = short(entry.name, int(width / (0.66 * 13))), short(entry.what, int(width / (0.53 * 11)))
+    figure.text(*share_of(figure, at[0], at[1] + 8), name, va="center", size=13, weight="bold", color=INK)
+    figure.text(*share_of(figure, at[0], at[1] - 9), what, va="center", size=11, color=MUTED)
 
 
 def against_size(ledger: Ledger, key: str, width: int) -> str:
@@ -170,7 +175,7 @@ def _scatter(ledger: Ledger, points: list[Point], linked: bool,
     (quantity, tick, told), card = words, ledger.entries[0].scorecard
 
     def draw(figure: Figure) -> None:
-        axes = _axes(figure, (46, 48, width - 58, 290))
+        axes = axes_at(figure, (46, 48, width - 58, 290))
         low, high = _metric_range(ledger)
         axes.set_ylim(low, high)
         _log_axis(axes, [point.x for point in points], tick)
@@ -189,10 +194,10 @@ def _scatter(ledger: Ledger, points: list[Point], linked: bool,
                 _beyond(axes, point, low if point.value < low else high)
         _label(axes, shown, [teacher, teacher if limit is None else teacher - limit * 100])
         word = f"{card.metric}, {card.scale}"
-        _text(axes, (0, 1), word, (-40, 20), coords="axes fraction", size=11, color=MUTED, va="center")
+        write(axes, (0, 1), word, (-40, 20), coords="axes fraction", size=11, color=MUTED, va="center")
         axes.set_xlabel(f"{quantity}, log scale", color=MUTED)
 
-    return _svg(draw, (width, 374), key, f"{card.metric} against {quantity}: {told}")
+    return svg(draw, (width, 374), key, f"{card.metric} against {quantity}: {told}")
 
 
 def _link(axes: Any, points: Sequence[Point]) -> None:
@@ -209,7 +214,7 @@ def _beyond(axes: Any, point: Point, edge: float) -> None:
     low, up = edge == axes.get_ylim()[0], axes.transData.transform((point.x, edge))[0] < axes.bbox.width / 2 + 46
     axes.plot([point.x], [edge], marker="v" if low else "^", color=MUTED, ms=9, ls="none", clip_on=False, zorder=4)
     word, offset = f"{point.entry.name} {point.shown}, off the scale", (9 if up else -9, 10 if low else -10)
-    _text(axes, (point.x, edge), word, offset, ha="left" if up else "right", va="center", size=11, color=MUTED)
+    write(axes, (point.x, edge), word, offset, ha="left" if up else "right", va="center", size=11, color=MUTED)
 
 
 def _label(axes: Any, points: Sequence[Point], lines: Sequence[float]) -> None:
@@ -227,7 +232,7 @@ def _label(axes: Any, points: Sequence[Point], lines: Sequence[float]) -> None:
         groups[-1].append(i) if near else groups.append([i])
     for group in groups:
         group.sort(key=lambda i: at[i][1])
-        words = [_short(points[i].entry.name, int(axes.bbox.width / 14)) for i in group]
+        words = [short(points[i].entry.name, int(axes.bbox.width / 14)) for i in group]
         boxes = _column(frame, [at[i] for i in group], words, taken)
         taken += boxes
         for i, word, box in zip(group, words, boxes, strict=True):
@@ -252,53 +257,10 @@ def _column(frame: _Box, at: Sequence[tuple[float, ...]], words: Sequence[str], 
     return min(ways)[1]
 
 
-def losses(entry: Entry, key: str, width: int) -> str | None:
-    """Training loss and its parts, held-out loss and the best checkpoint; None without a log."""
-    parts = _parts(entry.log or [])
-    series = {name: _series(entry.log or [], name) for name in ("loss", *parts, "eval_loss")}
-    if not (series["loss"] or series["eval_loss"]):
-        return None
-    best = min(series["eval_loss"], key=lambda pair: pair[1], default=None)
-    dashes = [(0, (6, 2)), (0, (1, 2)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (9, 3))]
-    styles: dict[str, tuple[str, Any, float, str]] = {"loss": (ACCENT, "-", 1.8, "training loss")}
-    styles |= {name: (MUTED, dash, 1.3, name) for name, dash in zip(parts, itertools.cycle(dashes), strict=False)}
-
-    def draw(figure: Figure) -> None:
-        axes = _axes(figure, (50, 48, width - 64, 218))
-        axes.grid(axis="y", color=RULE, lw=0.7)
-        for name, (color, dash, weight, word) in styles.items():
-            if series[name]:
-                axes.plot(*zip(*series[name], strict=True), color=color, ls=dash, lw=weight, label=word)
-        if best:
-            axes.plot(*zip(*series["eval_loss"], strict=True), ls="none", marker="o", ms=5.5, color=INK, mfc=PAPER,
-                      mew=1.4, label="held-out loss")  # fmt: skip
-            axes.plot(*best, ls="none", marker="*", ms=14, color=UNDECIDED, mec=INK, mew=0.7, zorder=5,
-                      label=f"best: {best[1]:.3f} at step {best[0]:,.0f}")  # fmt: skip
-        axes.margins(x=0.03)
-        bottom, top = axes.get_ylim()
-        axes.set_ylim(min(0.0, bottom) if bottom < 0.5 * top else bottom, top)
-        axes.set_xlabel("training step", color=MUTED)
-        axes.legend(frameon=False, ncols=5 if width >= _WIDE else 2, loc="lower left", bbox_to_anchor=(-0.02, 1.0),
-                    labelcolor=INK, fontsize=11, handlelength=1.8, columnspacing=1.6, borderpad=0.2)  # fmt: skip
-
-    said = f"; lowest held-out loss {best[1]:.3f} at step {best[0]:.0f}" if best else ""
-    return _svg(draw, (width, 320), key, f"Loss curves of {entry.name} over training steps{said}")
-
-
 def signed(value: float, digits: int = 2) -> str:
     """A number with its sign: `+0.50`, `−1.20`, `0.00`."""
     text = f"{value:+.{digits}f}".replace("-", "−")
     return text if text.strip("+−0.") else text[1:]
-
-
-def _parts(log: Sequence[dict[str, float]]) -> list[str]:
-    """Names of the parts of the loss that a log holds."""
-    found = dict.fromkeys(name for one in log if "loss" in one for name in one)
-    return [name for name in found if name not in {"loss", "grad_norm", "learning_rate", "epoch", "step"}]
-
-
-def _series(log: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
-    return [(one["step"], one[name]) for one in log if "step" in one and math.isfinite(one.get(name, math.nan))]
 
 
 def _point(entry: Entry, x: float) -> Point:
@@ -354,61 +316,5 @@ def _log_axis(axes: Any, values: Sequence[float], word: Callable[[float], str]) 
     axes.set_xticks([], minor=True)
 
 
-def _axes(figure: Figure, box: tuple[float, float, float, float]) -> Any:
-    """Axes at a place given in px, with nothing but a thin line below."""
-    left, bottom, width, height = box
-    axes = figure.add_axes((*_share(figure, left, bottom), *_share(figure, width, height)))
-    axes.patch.set_visible(False)
-    for side in ("left", "right", "top"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
-    axes.tick_params(colors=MUTED, length=3, labelsize=11)
-    axes.tick_params(axis="y", length=0)
-    axes.locator_params(nbins=7)
-    return axes
-
-
-def _share(figure: Figure, x: float, y: float) -> tuple[float, float]:
-    width, height = figure.get_size_inches() * 72
-    return x / width, y / height
-
-
-def _text(axes: Any, at: tuple[float, float], word: str, offset: tuple[float, float], *, coords: str = "data",
-          ha: str = "left", va: str = "baseline", size: float = _FONT, **more: Any) -> None:  # fmt: skip
-    axes.annotate(word, at, offset, xycoords=coords, textcoords="offset points", ha=ha, va=va, size=size,
-                  annotation_clip=False, **({"color": INK} | more))  # fmt: skip
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: max(1, most - 1)].rstrip() + "…"
-
-
 def _common(a: _Box, b: _Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def _svg(draw: Callable[[Figure], None], size: tuple[int, int], key: str, label: str) -> str:
-    """Draw on a figure of this size in px; the same drawing and key give the same text."""
-    settings = {"svg.fonttype": "none", "svg.hashsalt": key, "text.parse_math": False, "font.size": _FONT}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72)
-        figure.patch.set_visible(False)
-        draw(figure)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return _to_page(out.getvalue(), size, key, label)
-
-
-def _to_page(svg: str, size: tuple[int, int], key: str, label: str) -> str:
-    """The drawing as a part of the page: its own ids, the page's colours and fonts, nothing from outside."""
-    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{key}-\1"', body)
-    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{key}-\1"', body)
-    body = body.replace("url(#", f"url(#{key}-")
-    body = re.sub(r'font: (\w+) ([\d.]+px) [^;"]*', r"font-size: \2; font-weight: \1", body)
-    body = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", body)
-    for color, variable in _VARIABLES.items():
-        body = body.replace(color, variable)
-    view = f'viewBox="0 0 {size[0]} {size[1]}" style="max-width: {size[0]}px"'
-    return f'<svg role="img" aria-label="{escape(label)}" {view}>{body}'

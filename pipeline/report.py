@@ -1,13 +1,15 @@
 """The report: one self-contained HTML page of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from potstill.pipeline import pictures
+from potstill.pipeline import pictures, pictures_training
+from potstill.pipeline.exhibits import Exhibit
 from potstill.pipeline.ledger import Entry, Ledger, gate_in_words, size_in_words
 from potstill.pipeline.pictures import latency_of, limit_of, signed
 from potstill.pipeline.yaml_lines import dump
@@ -37,8 +39,14 @@ class Picture:
     narrow: Markup | None = None
 
 
-def write_report(ledger: Ledger, path: Path, *, title: str) -> None:
+def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[int, Exhibit] | None = None) -> None:
     """Write the report of a run as one HTML file that needs no network.
+
+    Args:
+        ledger: of the run.
+        path: of the file.
+        title: of the page.
+        examples: the raw examples that the entries' flips name, by row from 1; others are named by their row alone.
 
     Raises:
         InputError: the ledger has no entries, or its gate's limit cannot be read.
@@ -68,6 +76,8 @@ def write_report(ledger: Ledger, path: Path, *, title: str) -> None:
             packages=[entry for entry in ledger.entries if entry.kind == "package"],
             unchecked=unchecked(ledger),
             operators=operator_shares,
+            examples=examples or {},
+            taught=taught,
             recipe=dump(ledger.recipe),
             **_pictures(ledger),
         ),
@@ -75,18 +85,31 @@ def write_report(ledger: Ledger, path: Path, *, title: str) -> None:
 
 
 def _pictures(ledger: Ledger) -> dict[str, object]:
-    def both(draw: str, key: str, wide: int, entry: Entry | None = None) -> Picture | None:
-        drawings = [getattr(pictures, draw)(entry or ledger, f"{key}-{w}", w) for w in (wide, _NARROW)]
-        return Picture(*map(Markup, drawings)) if drawings[0] else None
+    def both(draw: Callable[[Any, str, int], str | None], key: str, wide: int, of: Ledger | Entry) -> Picture | None:
+        drawings = [draw(of, f"{key}-{w}", w) for w in (wide, _NARROW)]
+        return Picture(*(Markup(drawing) for drawing in drawings)) if drawings[0] else None
 
-    numbered = list(enumerate(ledger.entries))
-    curves = [(entry, both("losses", f"loss-{i}", _WIDE, entry)) for i, entry in numbered if entry.log]
+    def each(draw: Callable[[Any, str, int], str | None], key: str) -> list[tuple[Entry, Picture]]:
+        drawn = [(entry, both(draw, f"{key}-{i}", _WIDE, entry)) for i, entry in enumerate(ledger.entries)]
+        return [(entry, picture) for entry, picture in drawn if picture]
+
     return {
-        "forest": both("forest", "forest", _WIDE),
-        "by_size": both("against_size", "size", _HALF),
-        "by_latency": both("against_latency", "latency", _HALF),
-        "curves": [(entry, picture) for entry, picture in curves if picture],
+        "forest": both(pictures.forest, "forest", _WIDE, ledger),
+        "by_size": both(pictures.against_size, "size", _HALF, ledger),
+        "by_latency": both(pictures.against_latency, "latency", _HALF, ledger),
+        "curves": each(pictures_training.losses, "loss"),
+        "layers": each(pictures_training.likeness, "likeness"),
     }
+
+
+def taught(entry: Entry) -> tuple[int, int] | None:
+    """For how many examples of a stage's training the teachers ran, and for how many their outputs came from disk.
+
+    Over all epochs and evaluations; None where the log does not say, or no loss reads the teachers' outputs.
+    """
+    logged = [one for one in entry.log or [] if "taught_rows" in one and "kept_rows" in one]
+    ran, kept = (int(sum(one[name] for one in logged)) for name in ("taught_rows", "kept_rows"))
+    return (ran, kept) if ran + kept else None
 
 
 def headline(ledger: Ledger) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from rich.console import Console
 
+from potstill.compress.likeness import likeness_from_json
 from potstill.compress.student import Student
 from potstill.export.graph import Parity, export_graph
 from potstill.export.package import MANIFEST, MODEL, Order, Package, make_package, write_reference
@@ -21,13 +22,14 @@ from potstill.pipeline.card import model_card
 from potstill.pipeline.ledger import Entry, Ledger, failure_in_words, package_entry
 from potstill.pipeline.material import Material
 from potstill.pipeline.recipe import Recipe
-from potstill.pipeline.stages import STAGES
+from potstill.pipeline.stages import STAGES, in_words, learn, settings_of
 from potstill.targets import local
 from potstill.targets.measurement import Comparison, Measurement
 from potstill.targets.target import load_target
 from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
 from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
+from potstill.validate.flips import Flips, flips, flips_from_json
 from potstill.validate.gate import Gate, parse_limit
 from potstill.validate.predictor import Predictor, TorchPredictor, best_device, predict
 from potstill.validate.quantized import FakeQuantized
@@ -36,7 +38,6 @@ from potstill.validate.task import Model
 
 OPSET = 20
 TRAINED = "trained.onnx"  # the graph that holds the integers of quantisation-aware training
-Log = list[dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,22 +76,22 @@ class Run:
         """
         material, recipe, make = self.material, self.recipe, self.cache.key
         seed = recipe.seed
-        key = make("teacher", task=recipe.task, limits=_limits(recipe), model=_identity(material.teacher, seed))
+        key = make("teacher", task=recipe.task, limits=_limits(recipe), model=lineage.identity(material.teacher, seed))
         teacher = key
         steps = [self._planned("0-teacher", key)]
         if recipe.student:
             own = recipe.student
             digest = Checkpoint(own.checkpoint, own.weights).digest() if own.checkpoint else None
             cut_by = material.student_examples.digest if material.student_examples else None
-            key = make("student", previous=key, settings=_settings(own), sha256=digest, examples=cut_by, seed=seed)
+            key = make("student", previous=key, settings=settings_of(own), sha256=digest, examples=cut_by, seed=seed)
             steps.append(self._planned("1-student", key))
         others = [
-            [*_identity(model, seed), spec.weight]
+            [*lineage.identity(model, seed), spec.weight]
             for model, spec in zip(material.other_teachers, recipe.other_teachers, strict=True)
         ]
         for index, (spec, stage) in enumerate(zip(recipe.stages, recipe.build_stages(STAGES), strict=True)):
             train = material.lesson_examples[0].digest
-            key = make(spec.name, previous=key, settings=_settings(stage), train=train, seed=seed, others=others)
+            key = make(spec.name, previous=key, settings=settings_of(stage), train=train, seed=seed, others=others)
             steps.append(self._planned(f"{index + 2}-{spec.name}", key))
         if recipe.targets:
             samples = material.samples.digest
@@ -155,7 +156,7 @@ class Run:
             return self.material.new_student() if stages else self.material.teacher
         settings = TypeAdapter(type(spec)).dump_python(spec, mode="json", exclude_defaults=True)
         what = _short(Student(**dataclasses.asdict(spec)).in_words(self.material.teacher))
-        model, place = self._made(step, "student", what, settings, lambda: (self.material.new_student(), None))
+        model, place = self._made(step, "student", what, settings, lambda: (self.material.new_student(), {}))
         judged = self._judged(model, self.keys[step], "student")
         self._enter("student", "start" if stages else "stage", what, model, place, judged)
         self._stop_if_failed()
@@ -163,11 +164,11 @@ class Run:
 
     def _stage(self, step: str, name: str, stage: Any, model: Model) -> Model:
         """One stage: train, judge, gate."""
-        settings = _settings(stage)
-        what, work = _in_words(settings), self.cache.folder / f"{WORK}{step}-{self.keys[step][:10]}"
+        settings = settings_of(stage)
+        what, work = in_words(settings), self.cache.folder / f"{WORK}{step}-{self.keys[step][:10]}"
         work.mkdir(parents=True, exist_ok=True)
         lesson = self.material.lesson(work, self.recipe.teacher_outputs or self.cache.folder)
-        trained, place = self._made(step, name, what, settings, lambda: (model, stage(model, lesson)))
+        trained, place = self._made(step, name, what, settings, lambda: (model, learn(stage, model, lesson)))
         shutil.rmtree(work)
         if hasattr(stage, "notes"):  # a stage may say what a reader should know, from its log
             for sentence in stage.notes(read_json(place / "record.json")["log"]):
@@ -182,19 +183,19 @@ class Run:
         name: str,
         what: str,
         settings: dict[str, Any],
-        make: Callable[[], tuple[Model, Log | None]],
+        make: Callable[[], tuple[Model, dict[str, Any]]],
     ) -> tuple[Model, Path]:
-        """A step's checkpoint, made now or taken from the cache."""
+        """A step's checkpoint, made now or taken from the cache; `make` gives what to record beside."""
         key = self.keys[step]
         if not self.cache.done(step, key):
             self._say(name, what)
             started = time.monotonic()
             with self.cache.making(step, key) as (folder, record):
-                model, log = make()
+                model, beside = make()
                 checkpoint = folder / "checkpoint"
                 checkpoint.mkdir()
                 model.save(checkpoint)
-                record |= {"size_bytes": size_bytes(checkpoint / WEIGHTS), "log": log}
+                record |= {"size_bytes": size_bytes(checkpoint / WEIGHTS)} | beside
                 record["seconds"] = time.monotonic() - started
                 own = read_json(checkpoint / RECORD) if (checkpoint / RECORD).is_file() else {}
                 stage = {"name": name, "settings": settings, "seconds": record["seconds"]}
@@ -249,7 +250,7 @@ class Run:
                 Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made), trained),
                 calibrate=self.material.calibrate,
                 golden=self.material.samples,
-                judge=lambda predictor: self._judge(predictor, self.teacher_logits)[1],
+                judge=lambda predictor: self._judge_into(predictor, key, self.teacher_logits),
                 gate=self.gate,
                 card=lambda package: self._package_card(package, model),
             )
@@ -262,7 +263,9 @@ class Run:
             lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
         )
         self.entries.append(
-            package_entry(target.id, folder.relative_to(self.out), manifest, model.parameters, measurement)
+            package_entry(
+                target.id, folder.relative_to(self.out), manifest, model.parameters, measurement, self._flips(key)
+            )
         )
         return folder
 
@@ -279,14 +282,26 @@ class Run:
 
     def _judged(self, model: Model, key: str, name: str) -> Path:
         """The folder with a model's logits and scorecard on the evaluation set, made now or before."""
-        key = self._judged_key(key)
-        if not self.cache.done("judged", key):
-            with self.cache.making("judged", key) as (folder, record):
-                teacher = None if name == "teacher" else self.teacher_logits
-                logits, card = self._judge(TorchPredictor(model, f"the {name}", best_device()), teacher)
-                np.save(folder / "logits.npy", logits)
-                record["scorecard"] = card.to_json()
-        return self.cache.place("judged", key)
+        if not self.cache.done("judged", self._judged_key(key)):
+            teacher = None if name == "teacher" else self.teacher_logits
+            self._judge_into(TorchPredictor(model, f"the {name}", best_device()), key, teacher)
+        return self.cache.place("judged", self._judged_key(key))
+
+    def _judge_into(self, predictor: Predictor, key: str, teacher: NDArray[np.float32] | None) -> Scorecard:
+        """Judge, and keep the logits, the scorecard and the flips in the run's folder under the model's key."""
+        examples, labels = self.material.eval, self.material.teacher.labels
+        with self.cache.making("judged", self._judged_key(key)) as (folder, record):
+            logits, card = self._judge(predictor, teacher)
+            np.save(folder / "logits.npy", logits)
+            record["scorecard"] = card.to_json()
+            if teacher is not None and labels and examples.offsets is None:  # one class for each example
+                record["flips"] = flips(logits, teacher, examples.labels, labels).to_json()
+        return card
+
+    def _flips(self, key: str) -> Flips | None:
+        """The flips that were kept when a model was judged, if any were."""
+        record = self.cache.place("judged", self._judged_key(key)) / "record.json"
+        return flips_from_json(read_json(record).get("flips")) if record.is_file() else None
 
     def _measured(self, name: str, packages: list[Path], kind: Any, measure: Callable[[], Any]) -> Any:
         """A measurement of packages, taken again only when a file, the settings or the machine changed."""
@@ -330,6 +345,8 @@ class Run:
                 seconds=record["seconds"],
                 folder=str(place.relative_to(self.out)),
                 log=record.get("log"),
+                likeness=likeness_from_json(record.get("likeness")),
+                flips=flips_from_json(read_json(judged / "record.json").get("flips")) if kind == "stage" else None,
             )
         )
 
@@ -384,33 +401,7 @@ def _limits(recipe: Recipe) -> list[Any]:
     return [recipe.data.max_length, recipe.data.max_seconds]
 
 
-def _identity(model: Model, seed: int) -> list[Any]:
-    """What a loaded teacher is: its content; for a hub name the revision; for a factory without weights the seed."""
-    checkpoint = model.checkpoint
-    revision = getattr(getattr(model.core, "config", None), "_commit_hash", None)
-    drawn = seed if checkpoint.is_factory and not checkpoint.weights else None
-    return [checkpoint.source, checkpoint.digest(), revision, drawn]
-
-
 def _short(source: str) -> str:
     """The last part of a path; other names as they are."""
     path = Path(source)
     return path.name if path.exists() else source.rpartition(".")[2] if ":" in source else source
-
-
-def _settings(stage: Any) -> dict[str, Any]:
-    """All settings of a stage, defaults included."""
-    plain: dict[str, Any] = TypeAdapter(type(stage)).dump_python(stage, mode="json")
-    return plain
-
-
-def _in_words(settings: dict[str, Any]) -> str:
-    """The settings that say most of a stage."""
-    settings = settings | settings.get("distill", {})
-    words = {
-        "activation": "{} × int8",
-        "layers": "{} layers less", "heads": "{:.0%} of heads less", "neurons": "{:.0%} of neurons less",
-        "channels": "{:.0%} of channels less", "rounds": "{} rounds", "epochs": "{:g} epochs",
-        "temperature": "T {:g}",
-    }  # fmt: skip
-    return ", ".join(word.format(settings[name]) for name, word in words.items() if settings.get(name) is not None)

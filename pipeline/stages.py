@@ -3,8 +3,47 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from potstill.compress.distill import Distill
+from potstill.compress.lesson import Lesson
+from potstill.compress.likeness import likeness
 from potstill.compress.prune import Prune
 from potstill.compress.qat import Qat
+from potstill.validate.task import Model
 
 STAGES: Mapping[str, type[Any]] = {"distill": Distill, "prune": Prune, "qat": Qat}
+
+
+def learn(stage: Any, student: Model, lesson: Lesson) -> dict[str, Any]:
+    """Train `student` by a stage, then compare its layers with the teacher's.
+
+    Returns:
+        `log` and `likeness`, as plain data.
+
+    Raises:
+        InputError: as the stage.
+    """
+    log = stage(student, lesson)
+    training = getattr(stage, "distill", stage)  # of a stage that trains beside its own work
+    found = likeness(student, lesson, training.terms(lesson))
+    return {"log": log, "likeness": found and found.to_json()}
+
+
+def settings_of(stage: Any) -> dict[str, Any]:
+    """All settings of a stage, defaults included."""
+    plain: dict[str, Any] = TypeAdapter(type(stage)).dump_python(stage, mode="json")
+    return plain
+
+
+def in_words(settings: dict[str, Any]) -> str:
+    """The settings that say most of a stage."""
+    settings = settings | settings.get("distill", {})
+    words = {
+        "activation": "{} × int8",
+        "layers": "{} layers less", "heads": "{:.0%} of heads less", "neurons": "{:.0%} of neurons less",
+        "channels": "{:.0%} of channels less", "rounds": "{} rounds", "epochs": "{:g} epochs",
+        "temperature": "T {:g}",
+    }  # fmt: skip
+    told = [word.format(settings[name]) for name, word in words.items() if settings.get(name) is not None]
+    return ", ".join([*told, *(settings.get("losses") or {})])

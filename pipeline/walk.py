@@ -7,6 +7,7 @@ from rich.console import Console
 from potstill.pipeline import yaml_lines
 from potstill.pipeline.cache import run_folder
 from potstill.pipeline.estimate import Plan, estimate, print_plan
+from potstill.pipeline.exhibits import exhibits
 from potstill.pipeline.ledger import Ledger, print_ledger
 from potstill.pipeline.recipe import Recipe
 from potstill.pipeline.report import unchecked, write_report
@@ -46,7 +47,8 @@ def walk(recipe: Recipe, out: Path, quiet: bool = False) -> tuple[Ledger, Potsti
         if failure and not ledger.entries:
             raise failure
         ledger.write(out / "ledger.json")
-        write_report(ledger, out / "report.html", title=out.name)
+        shown = exhibits(run.material.eval, ledger.entries)
+        write_report(ledger, out / "report.html", title=out.name, examples=shown)
         print_ledger(ledger, console)
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
         for warning in ledger.warnings:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from potstill.compress.likeness import Likeness
+from potstill.pipeline.exhibits import Exhibit
 from potstill.pipeline.ledger import Entry, Ledger
 from potstill.pipeline.report import headline, unchecked, write_report
 from potstill.targets.measurement import Comparison, Measurement, Operator, Timing, Where
 from potstill.validate.errors import InputError
+from potstill.validate.flips import ClassFlips, Flip, Flips
 from potstill.validate.gate import Gate, Verdict, parse_limit
 from potstill.validate.metrics import paired_difference, proportion
 from potstill.validate.scorecard import Scorecard
@@ -50,7 +53,22 @@ def training_log() -> list[dict[str, float]]:
         if step % 400 == 0:
             held = 0.7 * (1.8 * math.exp(-step / 420) + 0.3) + 0.12 + max(0, step - 1200) / 9000
             log.append({"step": step, "eval_loss": held, "eval_runtime": 3.1})
-    return [*log, {"step": 2000, "train_loss": 0.61, "train_runtime": 700.0}]
+    ends = {"step": 2000.0, "taught_rows": 17_000.0, "kept_rows": 51_000.0}
+    return [*log, {"step": 2000, "train_loss": 0.61, "train_runtime": 700.0}, ends]
+
+
+def alike(student: int = 3, teacher: int = 6) -> Likeness:
+    cka: list[list[float | None]] = [
+        [round(1 - abs(2 * i + 1 - j) / 20, 2) for j in range(teacher)] for i in range(student)
+    ]
+    cka[0][2] = None
+    names = [[f"distilbert.transformer.layer.{i}" for i in range(count)] for count in (student, teacher)]
+    return Likeness(*names, cka, [(i, 2 * i + 1) for i in range(student)], 256, "sst2/train (held out)")
+
+
+def flipped(lost: int, gained: int) -> Flips:
+    worst = [Flip(3 * i + 1, "negative", 0.91, "positive", 0.99 - 0.01 * i) for i in range(min(lost, 12))]
+    return Flips(worst, lost, gained, [ClassFlips("negative", 428, lost, gained)] if lost + gained else [])
 
 
 def measurement(name: str, ms: float, **changes: Any) -> Measurement:
@@ -80,6 +98,7 @@ def package(name: str, lost: int, gained: int, size: float, **more: Any) -> Entr
         "note": f"This machine's CPU ({WHERE.cpu}) has the instruction sets of {name}.",
         "seconds": 21.4,
         "measurement": measurement(name, 4.1),
+        "flips": flipped(lost, gained),
     }
     return entry(name, "package", "dynamic int8 weights, per channel", scorecard, size, **(fields | more))
 
@@ -95,7 +114,8 @@ def start() -> Entry:
 
 def distill(lost: int = 19, gained: int = 14, **more: Any) -> Entry:
     scorecard = card(lost, gained, truncated=12)
-    fields = {"verdict": judged(scorecard), "log": training_log(), "seconds": 1840.0}
+    fields = {"verdict": judged(scorecard), "log": training_log(), "seconds": 1840.0, "likeness": alike(),
+              "flips": flipped(lost, gained)}  # fmt: skip
     return entry("distill", "stage", "3 of 6 layers, temperature 2", scorecard, 91.0, **(fields | more))
 
 
@@ -178,7 +198,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in ("meta", "link", "br"):
+        if tag not in ("meta", "link", "br", "img"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -200,8 +220,8 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def render(of: Ledger, folder: Path, title: str = "Sentiment for phones") -> str:
-    write_report(of, folder / "report.html", title=title)
+def render(of: Ledger, folder: Path, title: str = "Sentiment for phones", examples: Any = None) -> str:
+    write_report(of, folder / "report.html", title=title, examples=examples)
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -340,3 +360,47 @@ def test_no_entries_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no entries"):
         write_report(ledger([]), tmp_path / "report.html", title="x")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_lost_examples_are_shown(tmp_path: Path) -> None:
+    bad, picture = '<b onclick="x">so good</b>', "data:image/png;base64,iVBORw0KGgo="
+    text = render(passing(), tmp_path, examples={1: Exhibit((bad,), ()), 4: Exhibit((), (picture,))})
+    page = Page(text)
+    assert "b" not in [tag for tag, name, _ in page.attributes if name == "onclick"]
+    assert f"{bad} says positive at 99.0%, right is negative , teacher at 91.0%; row 1" in page.text
+    assert page.values("src") == [picture] * 4  # of the stage and of three packages
+    assert "row 34" in page.text  # the twelfth
+    assert "row 37" not in page.text
+    assert "lost 19, gained 14 of 872" in page.text
+    assert "negative 428 19 14" in page.text
+
+
+def test_many_classes_are_cut_and_counted(tmp_path: Path) -> None:
+    many = Flips([], 0, 30, [ClassFlips(f"kind{i}", 9, 0, 1) for i in range(30)])
+    shown = Page(render(ledger([teacher(), distill(flips=many)]), tmp_path)).text
+    assert "kind11 9 0 1" in shown
+    assert "kind12" not in shown
+    assert "18 more classes have flips." in shown
+
+
+def test_where_nothing_is_known_of_examples_and_layers_nothing_is_said(tmp_path: Path) -> None:
+    bare = distill(flips=None, likeness=None, log=[{"step": 1.0, "parameters": 9.0}])
+    shown = Page(render(ledger([teacher(), bare]), tmp_path)).text
+    assert "the student lost" not in shown
+    assert "layer by layer" not in shown
+    assert "Losses over time" not in shown
+
+
+def test_the_report_says_how_often_the_teacher_ran(tmp_path: Path) -> None:
+    ran = "the teacher ran for 17,000 examples, and for 51,000 its outputs were read from disk."
+    assert ran in Page(render(passing(), tmp_path)).text
+    rounds = [*training_log(), *training_log()]  # of a stage that trains twice
+    assert "the teacher ran for 34,000" in Page(render(ledger([teacher(), distill(log=rounds)]), tmp_path)).text
+    unread = [*training_log()[:-1], {"step": 2000.0, "taught_rows": 0.0, "kept_rows": 0.0}]
+    assert "the teacher ran" not in Page(render(ledger([teacher(), distill(log=unread)]), tmp_path)).text
+
+
+def test_a_ledger_with_likeness_and_flips_is_plain_data() -> None:
+    plain = passing().to_json()["entries"][2]
+    assert plain["likeness"]["matched"] == [[0, 1], [1, 3], [2, 5]]
+    assert plain["flips"]["worst"][1]["row"] == 4

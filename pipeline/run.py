@@ -21,6 +21,7 @@ from potstill.pipeline.cache import WORK, Cache
 from potstill.pipeline.card import model_card
 from potstill.pipeline.ledger import Entry, Ledger, failure_in_words, package_entry
 from potstill.pipeline.material import Material
+from potstill.pipeline.ranks import crew
 from potstill.pipeline.recipe import Recipe
 from potstill.pipeline.stages import STAGES
 from potstill.targets import local
@@ -65,6 +66,7 @@ class Run:
         self.entries: list[Entry] = []
         self.made: list[dict[str, Any]] = []
         self.comparison: Comparison | None = None
+        self.student_at: Path | None = None  # the checkpoint made last
 
     def plan(self) -> list[Planned]:
         """The steps in order, each with its key and whether it is done.
@@ -159,16 +161,26 @@ class Run:
 
     def _stage(self, step: str, name: str, stage: Any, model: Model) -> Model:
         """One stage: train, judge, gate."""
-        train, held_out = self.material.lesson_examples
         settings = _settings(stage)
         what, work = _in_words(settings), self.cache.folder / f"{WORK}{step}-{self.keys[step][:10]}"
         work.mkdir(parents=True, exist_ok=True)
-        lesson = Lesson(self.material.task, self.material.teacher, train, held_out, self.recipe.seed, work)
-        trained, place = self._made(step, name, what, settings, lambda: (model, stage(model, lesson)))
+        trained, place = self._made(step, name, what, settings, lambda: (model, self._train(stage, model, work)))
         shutil.rmtree(work)
         self._enter(name, "stage", what, trained, place, self._judged(trained, self.keys[step], name))
         self._stop_if_failed()
         return trained
+
+    def _train(self, stage: Any, model: Model, work: Path) -> Log:
+        """Train, together with the other processes where there are some."""
+        student = str(self.student_at) if self.student_at else None
+        with crew.called(stage=self.recipe.build_stages(STAGES).index(stage), student=student, work=str(work)):
+            log: Log = stage(model, self.lesson(work))
+        return log
+
+    def lesson(self, work: Path) -> Lesson:
+        """What a training stage works with; `work` holds its checkpoints."""
+        train, held_out = self.material.lesson_examples
+        return Lesson(self.material.task, self.material.teacher, train, held_out, self.recipe.seed, work)
 
     def _made(
         self,
@@ -196,6 +208,7 @@ class Run:
         place = self.cache.place(step, key)
         record = read_json(place / "record.json")
         self.made.append({"name": name, "settings": settings, "seconds": record["seconds"]})
+        self.student_at = place / "checkpoint"
         return self.material.load(place / "checkpoint"), place
 
     def _packages(self, model: Model) -> None:

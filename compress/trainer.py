@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -149,9 +150,20 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def taken_up(self) -> str | None:
-        """The newest whole checkpoint, as the first process finds it."""
+        """The newest whole checkpoint, as the first process finds it.
+
+        Raises:
+            InputError: it is of another student, or of other losses.
+        """
         found = [last_whole_checkpoint(Path(self.args.output_dir)) if self.is_world_process_zero() else None]
         path: str | None = broadcast_object_list(found)[0]
+        if path:
+            with safe_open(Path(path) / "model.safetensors", "pt") as file:
+                theirs = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            if theirs != {name: list(tensor.shape) for name, tensor in self._pupil.state_dict().items()}:
+                raise InputError(
+                    f"{self.args.output_dir} holds checkpoints of another training; remove it, or give another folder"
+                )
         return path
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -59,7 +59,6 @@ def test_a_run_in_two_processes(together: Together, tmp_path: Path) -> None:
     assert failed.returncode == 1  # torchrun's own; it names the exit code of the first process
     assert "exitcode  : 3" in failed.stderr
     assert failed.stderr.count("potstill: ") == 1
-    assert "Signal" not in failed.stderr
 
 
 def _process(place: int, port: int, fails: tuple[str, ...], out: Path) -> None:

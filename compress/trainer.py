@@ -5,12 +5,14 @@ Shapes: R rows (examples; words for tagging), C classes.
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Sampler
@@ -52,7 +54,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._pupil, self._teacher, self._order, self._kept, self._name = pupil, teacher, order, kept, name
         self._lockstep, self._taught_rows = lockstep, 0
         self._parts: dict[str, list[Tensor]] = {}
-        self._seen: list[tuple[Tensor, Sequence[int]]] = []
+        self._seen: list[tuple[Tensor, NDArray[np.int64]]] = []  # the loss of each batch, and its examples
         self._first: float | None = None
         self.pop_callback(PrinterCallback)
 
@@ -115,7 +117,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         rate = f"try a lower learning_rate (now {self.args.learning_rate:g})"
         if len(broken):
             first, process = broken[0].tolist()
-            batches = gather_object([list(self._seen[first][1])])
+            batches = gather_object([self._seen[first][1].tolist()])
             step = self.state.global_step - (losses.shape[1] - 1 - first) // self.args.gradient_accumulation_steps
             rows = ", ".join(str(i + 1) for i in sorted(batches[process])[:MOST_ROWS])
             raise InputError(

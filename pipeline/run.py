@@ -66,7 +66,6 @@ class Run:
         self.entries: list[Entry] = []
         self.made: list[dict[str, Any]] = []
         self.comparison: Comparison | None = None
-        self.student_at: Path | None = None  # the checkpoint made last
 
     def plan(self) -> list[Planned]:
         """The steps in order, each with its key and whether it is done.
@@ -172,8 +171,9 @@ class Run:
 
     def _train(self, stage: Any, model: Model, work: Path) -> Log:
         """Train, together with the other processes where there are some."""
-        student = str(self.student_at) if self.student_at else None
-        with crew.called(stage=self.recipe.build_stages(STAGES).index(stage), student=student, work=str(work)):
+        last, number = self.entries[-1], self.recipe.build_stages(STAGES).index(stage)
+        student = None if last.kind == "teacher" else str(self.out / last.folder / "checkpoint")
+        with crew.called(stage=number, student=student, work=str(work)):
             log: Log = stage(model, self.lesson(work))
         return log
 
@@ -208,7 +208,6 @@ class Run:
         place = self.cache.place(step, key)
         record = read_json(place / "record.json")
         self.made.append({"name": name, "settings": settings, "seconds": record["seconds"]})
-        self.student_at = place / "checkpoint"
         return self.material.load(place / "checkpoint"), place
 
     def _packages(self, model: Model) -> None:

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import transformers
@@ -225,10 +225,10 @@ class Work:
         encoded = student.tensors(samples, cpu), lesson.teacher.tensors(samples, cpu)
         torch.manual_seed(lesson.seed)
         self.pupil = Pupil(student, lesson.teacher, found, encoded).to(device)
-        self._student = student
+        self._module, core = student.module, cast(Any, student.core)
+        self._core = core
         if stage.checkpointing:
             with quiet_transformers():
-                core: Any = student.core
                 core.gradient_checkpointing_enable({"use_reentrant": False})
         if stage.compile:
             student.module.compile()
@@ -272,11 +272,10 @@ class Work:
         self.pupil.close()
         if self.teacher:
             self.teacher.close()
-        self._student.module._compiled_call_impl = None
+        self._module._compiled_call_impl = None
         if self._stage.checkpointing:
             with quiet_transformers():
-                core: Any = self._student.core
-                core.gradient_checkpointing_disable()
+                self._core.gradient_checkpointing_disable()
 
 
 @contextmanager

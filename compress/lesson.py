@@ -129,7 +129,7 @@ class Collator:
         Returns:
             `student`: tensors; `taught`: the teachers' outputs (R, C), or None where they are not kept; `teachers`: a
             list of tensors; `labels` (R,); `keep`: bool (R,) or None; `rows`: numbers of the rows in the kept
-            outputs (R,); `part` and `items`: which examples these are.
+            outputs (R,); `part` and `items` (B,): which examples these are.
         """
         part, indices = items[0][0], [index for _, _, index in items]
         view = items[0][1] % self._cycle if self._cycle else items[0][1]
@@ -153,7 +153,7 @@ class Collator:
         keep = _keep(examples, indices, [student, *teachers])
         return {
             "student": student, "teachers": teachers, "taught": taught, "labels": labels, "keep": keep,
-            "rows": places, "part": part, "items": indices,
+            "rows": places, "part": part, "items": np.asarray(indices),
         }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, device
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.compress.channel_parts import channels_of, remove_channels
-from potstill.compress.distill import Distill
+from potstill.compress.distill import Distill, world_size
 from potstill.compress.gates import Part, importance, outputs, same
 from potstill.compress.lesson import Lesson
 from potstill.compress.transformer_parts import Encoder, encoder_of
@@ -96,6 +96,8 @@ class Prune:
             InputError: the model has no such parts, too few of them, or uses them in a way that is not known; see also
                 `Distill`.
         """
+        if world_size() > 1:
+            raise InputError("prune works in one process; start its run without torchrun")
         if ranks_of(student.core):
             raise InputError("a student of low rank cannot be pruned: give heads, neurons or layers, or rank, not both")
         if student.in_float() is not student:

@@ -33,13 +33,13 @@ class Term:
     settings: Mapping[str, Any]
     layers: Mapping[Any, Any] | None = None
 
-    @property
+    @functools.cached_property
     def function(self) -> Callable[..., Tensor]:
         """The loss with its settings filled in."""
         function = LAYERS[self.name].function if self.name in LAYERS else (SOFT | HARD)[self.name]  # type: ignore[operator]
         return functools.partial(function, **self.settings)
 
-    @property
+    @functools.cached_property
     def needs_labels(self) -> bool:
         """Whether the loss reads labels beside the teacher's outputs."""
         return self.name in SOFT and "labels" in inspect.signature(SOFT[self.name]).parameters

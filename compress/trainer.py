@@ -5,12 +5,15 @@ Shapes: R rows (examples; words for tagging), C classes.
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -51,7 +54,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._pupil, self._teacher, self._order, self._kept, self._name = pupil, teacher, order, kept, name
         self._lockstep, self._taught_rows, self._kept_rows = lockstep, 0, 0
         self._parts: dict[str, list[Tensor]] = {}
-        self._seen: list[tuple[Tensor, Sequence[int]]] = []
+        self._seen: list[tuple[Tensor, NDArray[np.int64]]] = []  # the loss of each batch, and its examples
         self._first: float | None = None
         self.pop_callback(PrinterCallback)
 
@@ -117,7 +120,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         rate = f"try a lower learning_rate (now {self.args.learning_rate:g})"
         if len(broken):
             first, process = broken[0].tolist()
-            batches = gather_object([list(self._seen[first][1])])
+            batches = gather_object([self._seen[first][1].tolist()])
             step = self.state.global_step - (losses.shape[1] - 1 - first) // self.args.gradient_accumulation_steps
             rows = ", ".join(str(i + 1) for i in sorted(batches[process])[:MOST_ROWS])
             raise InputError(
@@ -156,9 +159,20 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.wait_for_everyone()
 
     def taken_up(self) -> str | None:
-        """The newest whole checkpoint, as the first process finds it."""
+        """The newest whole checkpoint, as the first process finds it.
+
+        Raises:
+            InputError: it is of another student, or of other losses.
+        """
         found = [last_whole_checkpoint(Path(self.args.output_dir)) if self.is_world_process_zero() else None]
         path: str | None = broadcast_object_list(found)[0]
+        if path:
+            with safe_open(Path(path) / "model.safetensors", "pt") as file:
+                theirs = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            if theirs != {name: list(tensor.shape) for name, tensor in self._pupil.state_dict().items()}:
+                raise InputError(
+                    f"{self.args.output_dir} holds checkpoints of another training; remove it, or give another folder"
+                )
         return path
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

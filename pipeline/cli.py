@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from potstill.pipeline.ranks import crew, rank
 from potstill.validate.errors import InputError, PotstillError
 
 if TYPE_CHECKING:
-    from potstill.pipeline.estimate import Plan
-    from potstill.pipeline.ledger import Ledger
     from potstill.pipeline.recipe import Recipe
 
 app = typer.Typer(
@@ -292,17 +291,21 @@ def _target_names() -> list[str]:
 
 def _walk(recipe: "Recipe", out: Path, as_json: bool, dry_run: bool = False) -> None:
     """Walk a recipe, or print its plan; the ledger and the report are written whatever the gates say."""
-    from potstill.pipeline.walk import plan, walk
+    from potstill.pipeline.walk import follow, plan, walk
 
+    if rank():
+        raise typer.Exit(0 if dry_run else crew.follow(follow(recipe, out)))
     if dry_run:
-        result: Plan | Ledger = plan(recipe, out, quiet=as_json)
-        failure = None
-    else:
-        result, failure = walk(recipe, out, quiet=as_json)
-    if as_json:
-        _print_json(result.to_json())
-    if failure:
-        raise failure
+        cost = plan(recipe, out, quiet=as_json)
+        if as_json:
+            _print_json(cost.to_json())
+        return
+    with crew.led():
+        ledger, failure = walk(recipe, out, quiet=as_json)
+        if as_json:
+            _print_json(ledger.to_json())
+        if failure:
+            raise failure
 
 
 def _print_json(value: Any) -> None:
@@ -348,7 +351,9 @@ def call(words: Sequence[str]) -> int:
 
 
 def _say(error: BaseException, code: int, text: str | None = None) -> int:
-    """One sentence on standard error, after the traceback with --debug; the exit code."""
+    """One sentence on standard error, by the first process, after the traceback with --debug; the exit code."""
+    if rank():
+        return code
     if _state["debug"]:
         traceback.print_exception(error)
     typer.secho(f"potstill: {text or error}", fg=typer.colors.RED, err=True)

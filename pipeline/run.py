@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from rich.console import Console
 
+from potstill.compress.lesson import Lesson
 from potstill.compress.likeness import likeness_from_json
 from potstill.compress.student import Student
 from potstill.export.graph import Parity, export_graph
@@ -21,8 +22,9 @@ from potstill.pipeline.cache import WORK, Cache
 from potstill.pipeline.card import model_card
 from potstill.pipeline.ledger import Entry, Ledger, failure_in_words, package_entry
 from potstill.pipeline.material import Material
+from potstill.pipeline.ranks import crew
 from potstill.pipeline.recipe import Recipe
-from potstill.pipeline.stages import STAGES, in_words, learn, settings_of
+from potstill.pipeline.stages import STAGES, compared, in_words, settings_of
 from potstill.targets import local
 from potstill.targets.measurement import Comparison, Measurement
 from potstill.targets.target import load_target
@@ -76,7 +78,8 @@ class Run:
         """
         material, recipe, make = self.material, self.recipe, self.cache.key
         seed = recipe.seed
-        key = make("teacher", task=recipe.task, limits=_limits(recipe), model=lineage.identity(material.teacher, seed))
+        cut_at = [recipe.data.max_length, recipe.data.max_seconds]
+        key = make("teacher", task=recipe.task, limits=cut_at, model=lineage.identity(material.teacher, seed))
         teacher = key
         steps = [self._planned("0-teacher", key)]
         if recipe.student:
@@ -167,8 +170,7 @@ class Run:
         settings = settings_of(stage)
         what, work = in_words(settings), self.cache.folder / f"{WORK}{step}-{self.keys[step][:10]}"
         work.mkdir(parents=True, exist_ok=True)
-        lesson = self.material.lesson(work, self.recipe.teacher_outputs or self.cache.folder)
-        trained, place = self._made(step, name, what, settings, lambda: (model, learn(stage, model, lesson)))
+        trained, place = self._made(step, name, what, settings, lambda: (model, self._train(stage, model, work)))
         shutil.rmtree(work)
         if hasattr(stage, "notes"):  # a stage may say what a reader should know, from its log
             for sentence in stage.notes(read_json(place / "record.json")["log"]):
@@ -176,6 +178,19 @@ class Run:
         self._enter(name, "stage", what, trained, place, self._judged(trained, self.keys[step], name))
         self._stop_if_failed()
         return trained
+
+    def _train(self, stage: Any, model: Model, work: Path) -> dict[str, Any]:
+        """Train, together with the other processes where there are some; what is to be recorded."""
+        last, number = self.entries[-1], self.recipe.build_stages(STAGES).index(stage)
+        student = None if last.kind == "teacher" else str(self.out / last.folder / "checkpoint")
+        lesson = self.lesson(work)
+        with crew.called(stage=number, student=student, work=str(work)):
+            log = stage(model, lesson)
+        return {"log": log, "likeness": compared(stage, model, lesson)}
+
+    def lesson(self, work: Path) -> Lesson:
+        """What a training stage works with; `work` holds its checkpoints."""
+        return self.material.lesson(work, self.recipe.teacher_outputs or self.cache.folder)
 
     def _made(
         self,
@@ -394,11 +409,6 @@ class Run:
 
     def _say(self, step: str, what: str) -> None:
         self.console.print(f"[bold]{step}[/] [dim]{what}[/]", highlight=False)
-
-
-def _limits(recipe: Recipe) -> list[Any]:
-    """What is kept of an example."""
-    return [recipe.data.max_length, recipe.data.max_seconds]
 
 
 def _short(source: str) -> str:

@@ -15,19 +15,11 @@ from potstill.validate.task import Model
 STAGES: Mapping[str, type[Any]] = {"distill": Distill, "prune": Prune, "qat": Qat}
 
 
-def learn(stage: Any, student: Model, lesson: Lesson) -> dict[str, Any]:
-    """Train `student` by a stage, then compare its layers with the teacher's.
-
-    Returns:
-        `log` and `likeness`, as plain data.
-
-    Raises:
-        InputError: as the stage.
-    """
-    log = stage(student, lesson)
+def compared(stage: Any, student: Model, lesson: Lesson) -> dict[str, Any] | None:
+    """How like the teacher's layers the student's are after a stage, as plain data; None where none can be heard."""
     training = getattr(stage, "distill", stage)  # of a stage that trains beside its own work
     found = likeness(student, lesson, training.terms(lesson))
-    return {"log": log, "likeness": found and found.to_json()}
+    return found.to_json() if found else None
 
 
 def settings_of(stage: Any) -> dict[str, Any]:

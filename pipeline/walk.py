@@ -1,5 +1,6 @@
 """A run from the outside: the folder held, the cost said before, the ledger and the report written after."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from potstill.pipeline.ledger import Ledger, print_ledger
 from potstill.pipeline.recipe import Recipe
 from potstill.pipeline.report import unchecked, write_report
 from potstill.pipeline.run import Run
+from potstill.pipeline.stages import STAGES
 from potstill.validate.errors import PotstillError
 from potstill.validate.files import write_text
 
@@ -57,6 +59,22 @@ def walk(recipe: Recipe, out: Path, quiet: bool = False) -> tuple[Ledger, Potsti
         if open_points:
             console.print(f'{len(open_points)} points stand under "What was not checked" there', highlight=False)
     return ledger, failure
+
+
+def follow(recipe: Recipe, out: Path) -> Callable[..., None]:
+    """How another process takes part in a run.
+
+    Returns:
+        What to do when the first process calls: a stage by its number, on a student from the folder of its checkpoint
+        (None: a copy of the teacher), in the training's folder.
+    """
+    run = Run(recipe, out, Console(quiet=True))
+
+    def train(stage: int, student: str | None, work: str) -> None:
+        model = run.material.load(Path(student)) if student else run.material.new_student()
+        recipe.build_stages(STAGES)[stage](model, run.lesson(Path(work)))
+
+    return train
 
 
 def plan(recipe: Recipe, out: Path, quiet: bool = False) -> Plan:

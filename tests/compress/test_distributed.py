@@ -35,7 +35,7 @@ class Recording(Collator):
     def __call__(self, items: list[tuple[str, int, int]]) -> dict[str, Any]:
         batch = super().__call__(items)
         if batch["part"] == "train":
-            Recording.seen.append(list(batch["items"]))
+            Recording.seen.append(batch["items"].tolist())
         return batch
 
 

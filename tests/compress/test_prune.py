@@ -514,6 +514,15 @@ def test_a_student_of_low_rank_is_not_pruned(text_teacher: Path, tmp_path: Path)
         Prune(neurons=0.5)(student, Lesson(task, teacher, examples, examples, 0, tmp_path))
 
 
+def test_several_processes_do_not_prune(text_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = TASKS["text-classification"]
+    teacher = task.load(Checkpoint(str(text_teacher)))
+    examples = Examples("made", Arrays({"text": np.array(["good"] * 4)}), np.zeros(4, dtype=np.int64), None, "d")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="prune works in one process"):
+        Prune(neurons=0.5)(teacher, Lesson(task, teacher, examples, examples, 0, tmp_path))
+
+
 def test_a_quantised_student_is_not_pruned(text_teacher: Path, tmp_path: Path) -> None:
     task = TASKS["text-classification"]
     teacher, student = (task.load(Checkpoint(str(text_teacher))) for _ in range(2))

@@ -1,7 +1,9 @@
 """Examples from files or the hub, with the columns a task asks for."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,24 +115,47 @@ def _from_npz(path: Path, key: str | None, want: _Wanted) -> Examples:
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
-        archive = np.load(path, allow_pickle=False)
-        names = {_without_key(name, key): name for name in archive.files if _without_key(name, key)}
-        arrays = {short: archive[name] for short, name in names.items()}
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+        with np.load(path, allow_pickle=False) as archive:
+            held = archive.files
+            names = {_without_key(name, key): name for name in archive.files if _without_key(name, key)}
+            arrays = {short: _on_disk(archive, name) for short, name in names.items()}
+    except (OSError, ValueError, TypeError, EOFError, KeyError, BadZipFile) as error:
         raise InputError(f"cannot read {path}: {error}; expected an .npz of plain arrays") from error
     if not arrays:
-        raise InputError(f"{path} has no arrays {key}_x and {key}_y; it holds {few(archive.files)}")
+        raise InputError(f"{path} has no arrays {key}_x and {key}_y; it holds {few(held)}")
     name = f"{path.name}:{key}" if key else path.name
     wanted = want(name, list(arrays), usual="y")
     table = {feature: arrays[wanted[feature]] for feature in want.features}
     count = len(next(iter(table.values())))
-    labels = arrays[wanted[want.label]] if want.label in wanted else np.full(count, IGNORED)
+    labels = np.array(arrays[wanted[want.label]]) if want.label in wanted else np.full(count, IGNORED)
     for feature, array in table.items():
         if len(array) != len(labels):
             raise InputError(f"{name}: {wanted[feature]} has {len(array)} rows and {wanted['label']} {len(labels)}")
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind == "f" and not all(np.isfinite(part).all() for part in _in_parts(array)):
             raise InputError(f"{name}: {wanted[feature]} holds values that are not finite")
     return Examples(name, Arrays(table), labels, None, sha256_json([sha256_file(path), key, wanted]))
+
+
+def _on_disk(archive: Any, name: str) -> NDArray[Any]:
+    """An array of an .npz as a memory map of a temporary file, so that memory does not grow with its length."""
+    with archive.zip.open(f"{name}.npy") as member, tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(member, file)
+        size = file.tell()
+        file.seek(0)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        start = file.tell()
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds objects")
+        if size == start:  # nothing to map
+            return np.empty(shape, dtype)
+        return np.memmap(file, dtype, "r", start, shape, order="F" if fortran else "C")
+
+
+def _in_parts(array: NDArray[Any], rows: int = 10_000) -> Iterator[NDArray[Any]]:
+    """Some rows after the others."""
+    return (array[start : start + rows] for start in range(0, len(array), rows))
 
 
 def _without_key(name: str, key: str | None) -> str:

@@ -5,7 +5,7 @@ Shapes: N examples, R labels of some of them; R is N where each has one.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,19 +32,26 @@ class Table(Protocol):
 
 @dataclass(frozen=True)
 class Arrays:
-    """A table of numpy arrays of one length."""
+    """A table of numpy arrays of one length, which may lie on disk; rows are copied when they are read.
+
+    Attributes:
+        columns: the arrays by name.
+        index: which of their rows the table has, in order; None for all.
+    """
 
     columns: Mapping[str, NDArray[Any]]
+    index: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        return len(next(iter(self.columns.values())) if self.index is None else self.index)
 
     def __getitem__(self, indices: Sequence[int] | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        return {name: array[indices] for name, array in self.columns.items()}
+        rows = indices if self.index is None else self.index[indices]
+        return {name: np.asarray(array[rows]) for name, array in self.columns.items()}
 
     def select(self, indices: NDArray[np.int64]) -> "Arrays":
         """Some of the rows, in that order."""
-        return Arrays(self[indices])
+        return Arrays(self.columns, indices if self.index is None else self.index[indices])
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,8 @@ class Examples:
 
     def lengths(self, column: str) -> NDArray[np.int64]:
         """Length (N,) of each example in a column, in characters or words; of two texts, the longer one's."""
-        found = [len(value) for value in self.rows(range(len(self)))[column]]
+        parts = (range(start, min(start + 10_000, len(self))) for start in range(0, len(self), 10_000))
+        found = [len(value) for part in parts for value in self.rows(part)[column]]
         longest: NDArray[np.int64] = np.array(found, dtype=np.int64).reshape(len(self), -1).max(axis=1)
         return longest
 
@@ -201,9 +209,8 @@ def join(examples: Examples, more: Examples) -> Examples:
     one, other = examples.table, more.table
     try:
         if isinstance(one, Arrays) and isinstance(other, Arrays):
-            table: Any = Arrays(
-                {name: np.concatenate([one.columns[name], other.columns[name]]) for name in one.columns}
-            )
+            mine, theirs = one[np.arange(len(one))], other[np.arange(len(other))]
+            table: Any = Arrays({name: np.concatenate([mine[name], theirs[name]]) for name in mine})
         else:
             import datasets
 
@@ -228,7 +235,9 @@ def shared(one: Examples, other: Examples) -> int:
 
     A pair of texts is in a set of single texts when both are.
     """
-    mine, theirs = list(_prints(one)), Counter(_prints(other))
+    mine = list(_prints(one))
+    known = set(mine)
+    theirs = Counter(found for found in _prints(other) if found in known)
     if isinstance(one.table, Pairs) and not isinstance(other.table, Pairs):
         return sum(a in theirs and b in theirs for a, b in zip(mine[::2], mine[1::2], strict=True))
     return sum((Counter(mine) & theirs).values())
@@ -238,7 +247,9 @@ def _prints(examples: Examples) -> Iterator[bytes]:
     """A hash of each example's features; of a pair, of each text."""
     table: Any = examples.table
     if isinstance(table, Arrays):
-        columns = list(table.columns.values())
+        rows = (table[[i]].values() for i in range(len(table)))
+        yield from (_print([value[0] for value in values]) for values in rows)
+        return
     elif isinstance(table, Pairs):
         columns = [np.array(table[list(range(len(table)))]["text"], dtype=object)]
     else:
@@ -248,8 +259,12 @@ def _prints(examples: Examples) -> Iterator[bytes]:
             if isinstance(feature, datasets.Image):
                 table = table.cast_column(name, datasets.Image(decode=False))
         columns = [table[name] for name in table.column_names]
-    for values in zip(*columns, strict=True):
-        yield hashlib.sha1(b"\0".join(map(_bytes, values)), usedforsecurity=False).digest()
+    yield from map(_print, zip(*columns, strict=True))
+
+
+def _print(values: Iterable[Any]) -> bytes:
+    """A hash of some features."""
+    return hashlib.sha1(b"\0".join(map(_bytes, values)), usedforsecurity=False).digest()
 
 
 def _bytes(value: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -220,3 +221,24 @@ def test_arrays_of_another_shape_do_not_join() -> None:
 def test_a_set_without_labels_cannot_judge() -> None:
     with pytest.raises(InputError, match="has no labels"):
         check_evaluation_set(Examples("e", Arrays({"x": np.zeros(2)}), np.full(2, IGNORED), None, "a"))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_stay_on_disk(tmp_path: Path, save: Any) -> None:
+    rng = np.random.default_rng(0)
+    x, y = np.asfortranarray(rng.normal(size=(30, 4, 2))), rng.integers(3, size=30)
+    save(tmp_path / "a.npz", x=x, y=y)
+    examples = load_examples(str(tmp_path / "a.npz"), ("x",), {})
+    assert isinstance(examples.table, Arrays)
+    assert isinstance(examples.table.columns["x"], np.memmap)
+    some = examples.take([7, 3, 9], "some").take([2, 0], "fewer")
+    assert some.table.columns is examples.table.columns  # type: ignore[attr-defined]
+    assert (some.rows([0, 1])["x"] == x[[9, 7]]).all()
+    assert (some.labels == y[[9, 7]]).all()
+    assert shared(some, examples) == 2
+    assert (join(some, examples).rows([1, 2])["x"] == x[[7, 0]]).all()
+
+
+def test_an_npz_without_rows_is_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "none.npz", x=np.zeros((0, 3)), y=np.zeros(0, dtype=np.int64))
+    assert len(load_examples(str(tmp_path / "none.npz"), ("x",), {})) == 0

@@ -28,9 +28,8 @@ from potstill.validate.predictor import best_device
 from potstill.validate.task import Model, quiet_transformers
 
 MOST_STEPS_BETWEEN_SAVES = 500
-DEFAULT_LOSSES: Mapping[str, Mapping[str, float]] = {
-    "feature-extraction": {"similarity": 1.0},  # the student may have another width
-}
+OF_VECTORS: Mapping[str, float] = {"similarity": 1.0}  # the student may have another width
+OF_CLASSES: Mapping[str, float] = {"hard": 1.0, "dist": 2.0}
 OTHERWISE: Mapping[str, float] = {"kl": 0.9, "hard": 0.1}
 
 Log = list[dict[str, float]]
@@ -41,18 +40,16 @@ class Distill:
     """Train a student on what its teachers say and on the data's labels.
 
     By default the loss is 0.9 · T² KL(teacher ‖ student at temperature T) + 0.1 · cross-entropy (Hinton, Vinyals and
-    Dean 2015, "Distilling the knowledge in a neural network"). AdamW, a linear warm-up over the first tenth
-    of the steps, then a linear decay to zero. The checkpoint with the lowest loss on held-out training examples is
-    kept.
-
-    Under `torchrun` each batch is shared out over the processes, and gradients are averaged: the same student as by
-    one process where a loss is a mean over examples. Three kinds are not quite that: of words or tokens each process
-    takes the mean over its own, of which they have unequal numbers; `dist` and `similarity` compare the examples of
-    each process among themselves; and a last batch that is not whole is filled up with examples of the first.
+    Dean 2015, "Distilling the knowledge in a neural network"); for three classes or more cross-entropy and twice the
+    correlations of DIST (Huang 2022); for embeddings their similarities (Tung 2019). AdamW, a linear warm-up over the
+    first tenth of the steps, then a linear decay to zero. The checkpoint with the lowest loss on held-out training
+    examples is kept. Under `torchrun` the batches are shared out over the processes; losses that relate the examples
+    of a batch (`dist`, `similarity`) then relate those of one process's share.
 
     Attributes:
         epochs: passes over the training examples.
-        temperature: T of the losses that have one; higher softens the teacher's distribution.
+        temperature: T of the losses that have one; higher softens the teacher's distribution. By default each
+            loss's own: 2 for the divergences, 1 for `dist`, 4 for `decoupled`.
         losses: weights by name (`kl: 0.9`), or a mapping with `weight`, settings of its own and, for layers,
             `layers`; see losses.py and layer_losses.py. By default what suits the task.
         batch_size: examples a step, over all processes.
@@ -74,7 +71,7 @@ class Distill:
     """
 
     epochs: float = 3
-    temperature: float = 2.0
+    temperature: float | None = None
     losses: dict[str, float | dict[str, Any]] | None = None
     batch_size: int = 32
     learning_rate: float | None = None
@@ -142,8 +139,18 @@ class Distill:
         return [*log, {"step": float(trainer.state.global_step), **trainer.taught()}]
 
     def terms(self, lesson: Lesson) -> list[Term]:
-        """The losses with their weights; by default those of the task."""
-        return terms(self.losses or DEFAULT_LOSSES.get(lesson.task.word, OTHERWISE), self.temperature)
+        """The losses with their weights; by default those of the task.
+
+        Correlations over classes and over examples where each example has one of three classes or more: of what was
+        tried (docs/decisions.md) they helped most in short trainings, and never harmed. With two classes a
+        correlation says nothing, and of words and spans the columns are no classes of examples.
+        """
+        if self.losses:
+            return terms(self.losses, self.temperature)
+        if lesson.task.word == "feature-extraction":
+            return terms(OF_VECTORS, self.temperature)
+        one_of_many = lesson.task.word.endswith(("classification", "module")) and lesson.train.offsets is None
+        return terms(OF_CLASSES if one_of_many and len(lesson.teacher.labels) > 2 else OTHERWISE, self.temperature)
 
     def steps(self, examples: int) -> int:
         """Optimizer steps over all epochs."""

@@ -38,7 +38,7 @@ def prepare(out: Path) -> dict[str, Any]:
         },
         "data": {"train": f"{digits}:train", "eval": f"{digits}:test"},
         "student": {"checkpoint": "potstill.pipeline.demo_models:student"},
-        "stages": [{"distill": {"epochs": 40, "temperature": 4.0, "learning_rate": 3e-3, "augment": ["shift"]}}],
+        "stages": [{"distill": {"epochs": 40, "learning_rate": 3e-3, "augment": ["shift"]}}],
         "gate": {"max_drop": "2pp"},
         "targets": list(TARGETS),
         "seed": 0,

@@ -40,8 +40,8 @@ $student
 stages:
   - distill:
       epochs: $epochs
-      temperature: 2.0           # softens the teacher's distribution
-      losses: {kl: 0.9, hard: 0.1}   # the teacher's word and the labels'; more by name, see the README
+#     losses: {kl: 0.9, hard: 0.1}   # by name, each with a weight; the default suits the task
+#     temperature: 2.0           # softens the teacher's distribution
 
 gate:
   max_drop: 2pp                  # points of the metric against the teacher; 1% is a hundredth of the teacher's value

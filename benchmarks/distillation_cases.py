@@ -1,6 +1,6 @@
 """The three settings in which distillation is tried: a teacher, a student that starts alike in every arm, and data.
 
-digits      scikit-learn's digits, 8 × 8: a convolutional net trained here to one of 1,600 weights, 300 examples
+digits      scikit-learn's digits, 8 × 8: a convolutional net trained here to one of 1,400 weights, 200 examples
 cifar10     the published ResNet-56 to ResNet-8
 sst2        a 6-layer BERT of MiniLM's shape to the 2 layers spread evenly over it
 """
@@ -19,7 +19,7 @@ from potstill.compress.student import Student
 from potstill.pipeline.demo_models import DigitNet
 from potstill.pipeline.material import split
 from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.data import Arrays, Examples, load_examples
+from potstill.validate.data import Arrays, Examples, join, load_examples
 from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.task import TASKS, Model, Task
 
@@ -66,17 +66,17 @@ def _digits(data: Path, quick: bool) -> Case:
     order = np.random.default_rng(0).permutation(len(x))
     parts = [
         Examples(f"digits {name}", Arrays({"x": x[index]}), labels[index].astype(np.int64), None, f"digits-{name}")
-        for name, index in (("teacher", order[:1200]), ("train", order[:300]), ("test", order[1200:]))
+        for name, index in (("teacher", order[:1200]), ("train", order[:200]), ("test", order[1200:]))
     ]
-    teacher = _module(DigitNet((32, 32, 64, 64)), "digits:teacher", 10)
+    teacher = _module(DigitNet((32, 32, 64, 64)), "potstill.pipeline.demo_models:teacher", 10)
     torch.manual_seed(0)
     _fit(teacher.module, torch.from_numpy(x[order[:1200]]), torch.from_numpy(labels[order[:1200]]), epochs=12)
 
     def student(seed: int) -> Model:
         torch.manual_seed(seed)
-        return _module(DigitNet((8, 16)), "digits:student", 10)
+        return _module(DigitNet((8, 16)), "potstill.pipeline.demo_models:student", 10)
 
-    return Case("digits", TASKS["module"], teacher, parts[1], parts[2], student, {"epochs": 30, "batch_size": 32})
+    return Case("digits", TASKS["module"], teacher, parts[1], parts[2], student, {"epochs": 200, "batch_size": 32})
 
 
 def _cifar10(data: Path, quick: bool) -> Case:
@@ -85,24 +85,23 @@ def _cifar10(data: Path, quick: bool) -> Case:
     sys.path.insert(0, str(ROOT / "examples" / "cifar10"))
     from model import ResNet, resnet56  # type: ignore[import-not-found]
 
-    folder = data / "cifar10"
-    task, columns = TASKS["module"], {}
-    names = ["train_lossless.npz"] if quick else ["train_lossless.npz", "train_jpeg.npz"]
-    sets = [load_examples(str(folder / name), ("x",), columns) for name in names]
-    x = np.concatenate([one.table.columns["x"] for one in sets])  # type: ignore[attr-defined]
+    folder, task = data / "cifar10", TASKS["module"]
     labels = [str(i) for i in range(10)]
-    y = np.concatenate([one.labels for one in sets])
-    train = Examples("cifar10 train", Arrays({"x": x}), y, None, f"cifar10-{len(x)}")
-    test = load_examples(str(folder / "test.npz"), ("x",), columns).with_labels(labels)
+    train, jpeg, test = (
+        load_examples(str(folder / f"{name}.npz"), ("x",), {}).with_labels(labels)
+        for name in ("train_lossless", "train_jpeg", "test")
+    )
+    if not quick:
+        train = join(train, jpeg.take(range(8000), "8,000"))
     core = resnet56()
     state = torch.load(folder / "resnet56-4bfd9763.th", map_location="cpu", weights_only=True)["state_dict"]
-    core.load_state_dict({key.removeprefix("module."): value for key, value in state.items()}, strict=False)
+    core.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
 
     def student(seed: int) -> Model:
         torch.manual_seed(seed)
         return _module(ResNet(1), "model:resnet8", 10)
 
-    budget = {"epochs": 8 if quick else 12, "batch_size": 64, "augment": ("flip", "shift")}
+    budget = {"epochs": 8 if quick else 10, "batch_size": 64, "augment": ("flip", "shift"), "views": 2}
     return Case("cifar10", task, _module(core, "model:resnet56", 10), train, test, student, budget)
 
 
@@ -113,12 +112,14 @@ def _sst2(data: Path, quick: bool) -> Case:
         load_examples(str(data / "sst2" / f"{name}.tsv"), ("text",), {"text": "sentence"}).with_labels(teacher.labels)
         for name in ("train", "dev")
     )
-    few = np.sort(np.random.default_rng(0).permutation(len(train))[: 3000 if quick else 16000])
+    few = np.sort(np.random.default_rng(0).permutation(len(train))[: 3000 if quick else 12000])
 
     def student(seed: int) -> Model:
         return Student(layers=2)(teacher, task, {"max_length": 64}, seed)
 
-    return Case("sst2", task, teacher, train.take(few.tolist(), "some"), test, student, {"epochs": 1, "batch_size": 32})
+    return Case(
+        "sst2", task, teacher, train.take(few.tolist(), "some"), test, student, {"epochs": 1, "learning_rate": 4e-4}
+    )
 
 
 def _module(core: nn.Module, source: str, classes: int) -> Model:

@@ -43,8 +43,12 @@ class Distill:
     Dean 2015, "Distilling the knowledge in a neural network"); for three classes or more cross-entropy and twice the
     correlations of DIST (Huang 2022); for embeddings their similarities (Tung 2019). AdamW, a linear warm-up over the
     first tenth of the steps, then a linear decay to zero. The checkpoint with the lowest loss on held-out training
-    examples is kept. Under `torchrun` the batches are shared out over the processes; losses that relate the examples
-    of a batch (`dist`, `similarity`) then relate those of one process's share.
+    examples is kept.
+
+    Under `torchrun` each batch is shared out over the processes, and gradients are averaged: the same student as by
+    one process where a loss is a mean over examples. Three kinds are not quite that: of words or tokens each process
+    takes the mean over its own, of which they have unequal numbers; `dist` and `similarity` compare the examples of
+    each process among themselves; and a last batch that is not whole is filled up with examples of the first.
 
     Attributes:
         epochs: passes over the training examples.

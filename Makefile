@@ -21,7 +21,8 @@ demo: $(READY)
 	$(BIN)/potstill demo
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow and not timing" -n auto --dist loadfile
+	$(BIN)/pytest -m timing
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow

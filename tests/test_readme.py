@@ -53,6 +53,7 @@ def test_the_ci_calls_what_the_readme_says() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
+@pytest.mark.timing
 def test_help_answers_at_once() -> None:
     import subprocess
     import sys

@@ -32,11 +32,11 @@ def lesson(teacher: Model, texts: dict[str, Path], tmp_path: Path) -> Lesson:
 
 
 @pytest.fixture
-def fresh(teacher: Model) -> Callable[..., Model]:
+def fresh(teacher: Model, lesson: Lesson) -> Callable[..., Model]:
     """A cut of the teacher with weights that were forgotten: `fresh(layers=2, hidden=16)`."""
 
     def make(layers: int = 2, hidden: int | None = None) -> Model:
-        student = Student(layers=layers, hidden=hidden)(teacher, TEXT, {}, 0)
+        student = Student(layers=layers, hidden=hidden)(teacher, TEXT, {}, 0, lesson.train if hidden else None)
         torch.manual_seed(1)
         for parameter in student.core.parameters():
             if parameter.ndim > 1:

@@ -1,11 +1,6 @@
 """The training: what it learns, what it keeps, where it goes on."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -99,55 +94,6 @@ def test_the_same_seed_gives_the_same_weights(lesson: Lesson) -> None:
         Distill(epochs=1)(student, lesson)
         made.append(student.core.state_dict())
     assert all(torch.equal(made[0][key], made[1][key]) for key in made[0])
-
-
-WORKER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import conftest
-from potstill.compress.distill import Distill
-from potstill.compress.lesson import Lesson
-from potstill.compress.student import Student
-from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.data import Arrays, Examples, load_examples
-from potstill.validate.encoder import ArrayEncoder
-from potstill.validate.task import TASKS
-task = TASKS["text-classification"]
-teacher = task.load(Checkpoint({teacher!r}))
-train = load_examples({train!r}, ("text",), {{"text": "sentence"}}).with_labels(teacher.labels)
-work = Path({work!r})
-lesson = Lesson(task, teacher, train.take(range(540), "t"), train.take(range(540, 600), "h"), 0, work)
-student = Student(layers=1)(teacher, task, {{}}, 0)
-Distill(epochs=30)(student, lesson)
-out = Path({out!r})
-out.mkdir()
-student.save(out)
-"""
-
-
-def test_a_killed_training_goes_on_to_the_same_weights(
-    text_teacher: Path, texts: dict[str, Path], tmp_path: Path
-) -> None:
-    from safetensors.torch import load_file
-
-    def start(name: str) -> subprocess.Popen[bytes]:
-        code = WORKER.format(
-            tests=str(Path(__file__).parents[1]), teacher=str(text_teacher), train=str(texts["train"]),
-            work=str(tmp_path / name), out=str(tmp_path / f"{name}-out"),
-        )  # fmt: skip
-        return subprocess.Popen([sys.executable, "-c", code], env=os.environ)
-
-    assert start("whole").wait() == 0
-    killed = start("killed")
-    while len(list((tmp_path / "killed").glob("checkpoint-*/trainer_state.json"))) < 2 and killed.poll() is None:
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert not (tmp_path / "killed-out").exists()
-    assert start("killed").wait() == 0
-    whole, resumed = (load_file(tmp_path / f"{name}-out" / "model.safetensors") for name in ("whole", "killed"))
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_a_half_written_checkpoint_is_not_taken_up(tmp_path: Path) -> None:

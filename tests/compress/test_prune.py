@@ -212,7 +212,7 @@ def test_silent_heads_and_neurons_go_first_and_nothing_changes(bert: Model, less
     cut = read_json(lesson.work / "round-1" / "cut.json")
     assert list(cut["heads"].values()) == [[0], [1], [2], [3]]
     assert list(cut["neurons"].values()) == [list(range(10 * i, 10 * i + 4)) for i in range(4)]
-    assert torch.allclose(logits(bert, lesson.train), before, atol=1e-4)  # after a training at next to no rate
+    assert torch.allclose(logits(bert, lesson.train), before, atol=1e-3)  # after a training at next to no rate
 
 
 @pytest.mark.parametrize("kind", ["heads", "neurons"])

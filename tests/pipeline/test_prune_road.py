@@ -70,7 +70,7 @@ def test_a_pruned_module_walks_the_road(recipe: Path) -> None:
     assert "20 of 36 channels cannot be pruned, and stayed" in " ".join(said.stdout.split())
     ledger = json.loads((out / "ledger.json").read_text())
     teacher, pruned, distilled, package = ledger["entries"]
-    assert pruned["what"] == "50% of channels less, 2 rounds"
+    assert pruned["what"] == "50% of channels less, 2 rounds, 1 epochs"
     assert teacher["parameters"] - pruned["parameters"] == 8 * (8 * 9 + 1) + 8 * 12 * 9
     assert distilled["parameters"] == pruned["parameters"]
     record = json.loads((out / "student" / "potstill.json").read_text())

@@ -15,6 +15,7 @@ from potstill.targets.local import AGENT, ask_agent, compare, profile
 from potstill.targets.request import read_package
 from potstill.validate.errors import InputError, PotstillError, Unreachable
 
+pytestmark = pytest.mark.timing
 MakePackage = Callable[..., Path]
 
 

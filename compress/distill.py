@@ -29,7 +29,7 @@ from potstill.validate.task import Model, quiet_transformers
 
 MOST_STEPS_BETWEEN_SAVES = 500
 OF_VECTORS: Mapping[str, float] = {"similarity": 1.0}  # the student may have another width
-OF_CLASSES: Mapping[str, float] = {"hard": 1.0, "dist": 2.0}
+OF_CLASSES: Mapping[str, float] = {"hard": 1.0, "kl": 1.0, "dist": 2.0}
 OTHERWISE: Mapping[str, float] = {"kl": 0.9, "hard": 0.1}
 
 Log = list[dict[str, float]]
@@ -40,9 +40,9 @@ class Distill:
     """Train a student on what its teachers say and on the data's labels.
 
     By default the loss is 0.9 · T² KL(teacher ‖ student at temperature T) + 0.1 · cross-entropy (Hinton, Vinyals and
-    Dean 2015, "Distilling the knowledge in a neural network"); for three classes or more cross-entropy and twice the
-    correlations of DIST (Huang 2022); for embeddings their similarities (Tung 2019). AdamW, a linear warm-up over the
-    first tenth of the steps, then a linear decay to zero. The checkpoint with the lowest loss on held-out training
+    Dean 2015, "Distilling the knowledge in a neural network"); for three classes or more cross-entropy, KL and twice
+    the correlations of DIST (Huang 2022); for embeddings their similarities (Tung 2019). AdamW, a linear warm-up over
+    the first tenth of the steps, then a linear decay to zero. The checkpoint with the lowest loss on held-out training
     examples is kept.
 
     Under `torchrun` each batch is shared out over the processes, and gradients are averaged: the same student as by
@@ -53,7 +53,7 @@ class Distill:
     Attributes:
         epochs: passes over the training examples.
         temperature: T of the losses that have one; higher softens the teacher's distribution. By default each
-            loss's own: 2 for the divergences, 1 for `dist`, 4 for `decoupled`.
+            loss's own: 2 for the divergences and `dist`, 4 for `decoupled`.
         losses: weights by name (`kl: 0.9`), or a mapping with `weight`, settings of its own and, for layers,
             `layers`; see losses.py and layer_losses.py. By default what suits the task.
         batch_size: examples a step, over all processes.
@@ -145,9 +145,9 @@ class Distill:
     def terms(self, lesson: Lesson) -> list[Term]:
         """The losses with their weights; by default those of the task.
 
-        Correlations over classes and over examples where each example has one of three classes or more: of what was
-        tried (docs/decisions.md) they helped most in short trainings, and never harmed. With two classes a
-        correlation says nothing, and of words and spans the columns are no classes of examples.
+        Correlations beside the divergence where each example has one of three classes or more; what was tried stands
+        in docs/decisions.md. With two classes a correlation says nothing, and of words and spans the columns are no
+        classes of examples.
         """
         if self.losses:
             return terms(self.losses, self.temperature)

@@ -96,7 +96,7 @@ def decoupled(
 
 
 def dist(
-    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, beta: float = 1.0, gamma: float = 1.0
+    student: Tensor, teacher: Tensor, *, temperature: float = 2.0, beta: float = 1.0, gamma: float = 1.0
 ) -> Tensor:
     """β · T² · (1 − Pearson correlation over classes) + γ · T² · (1 − Pearson correlation over the batch).
 

@@ -1,6 +1,6 @@
 """The three settings in which distillation is tried: a teacher, a student that starts alike in every arm, and data.
 
-digits      scikit-learn's digits, 8 × 8: a convolutional net trained here to one of 1,400 weights, 200 examples
+digits      scikit-learn's digits, 8 × 8: a convolutional net trained here to one of 1,400 weights, 120 examples
 cifar10     the published ResNet-56 to ResNet-8
 sst2        a 6-layer BERT of MiniLM's shape to the 2 layers spread evenly over it
 """
@@ -19,7 +19,7 @@ from potstill.compress.student import Student
 from potstill.pipeline.demo_models import DigitNet
 from potstill.pipeline.material import split
 from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.data import Arrays, Examples, join, load_examples
+from potstill.validate.data import Arrays, Examples, load_examples
 from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.task import TASKS, Model, Task
 
@@ -66,7 +66,7 @@ def _digits(data: Path, quick: bool) -> Case:
     order = np.random.default_rng(0).permutation(len(x))
     parts = [
         Examples(f"digits {name}", Arrays({"x": x[index]}), labels[index].astype(np.int64), None, f"digits-{name}")
-        for name, index in (("teacher", order[:1200]), ("train", order[:200]), ("test", order[1200:]))
+        for name, index in (("teacher", order[:1200]), ("train", order[:120]), ("test", order[1200:]))
     ]
     teacher = _module(DigitNet((32, 32, 64, 64)), "potstill.pipeline.demo_models:teacher", 10)
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def _digits(data: Path, quick: bool) -> Case:
         torch.manual_seed(seed)
         return _module(DigitNet((8, 16)), "potstill.pipeline.demo_models:student", 10)
 
-    return Case("digits", TASKS["module"], teacher, parts[1], parts[2], student, {"epochs": 200, "batch_size": 32})
+    return Case("digits", TASKS["module"], teacher, parts[1], parts[2], student, {"epochs": 300, "batch_size": 32})
 
 
 def _cifar10(data: Path, quick: bool) -> Case:
@@ -87,12 +87,10 @@ def _cifar10(data: Path, quick: bool) -> Case:
 
     folder, task = data / "cifar10", TASKS["module"]
     labels = [str(i) for i in range(10)]
-    train, jpeg, test = (
+    train, test = (
         load_examples(str(folder / f"{name}.npz"), ("x",), {}).with_labels(labels)
-        for name in ("train_lossless", "train_jpeg", "test")
+        for name in ("train_lossless", "test")
     )
-    if not quick:
-        train = join(train, jpeg.take(range(8000), "8,000"))
     core = resnet56()
     state = torch.load(folder / "resnet56-4bfd9763.th", map_location="cpu", weights_only=True)["state_dict"]
     core.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
@@ -112,7 +110,7 @@ def _sst2(data: Path, quick: bool) -> Case:
         load_examples(str(data / "sst2" / f"{name}.tsv"), ("text",), {"text": "sentence"}).with_labels(teacher.labels)
         for name in ("train", "dev")
     )
-    few = np.sort(np.random.default_rng(0).permutation(len(train))[: 3000 if quick else 12000])
+    few = np.sort(np.random.default_rng(0).permutation(len(train))[: 3000 if quick else 8000])
 
     def student(seed: int) -> Model:
         return Student(layers=2)(teacher, task, {"max_length": 64}, seed)

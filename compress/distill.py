@@ -29,7 +29,7 @@ from potstill.validate.task import Model, quiet_transformers
 
 MOST_STEPS_BETWEEN_SAVES = 500
 OF_VECTORS: Mapping[str, float] = {"similarity": 1.0}  # the student may have another width
-OF_CLASSES: Mapping[str, float] = {"hard": 1.0, "kl": 1.0, "dist": 2.0}
+OF_CLASSES: Mapping[str, float] = {"hard": 1.0, "kl": 0.5, "dist": 2.0}
 OTHERWISE: Mapping[str, float] = {"kl": 0.9, "hard": 0.1}
 
 Log = list[dict[str, float]]
@@ -40,8 +40,8 @@ class Distill:
     """Train a student on what its teachers say and on the data's labels.
 
     By default the loss is 0.9 · T² KL(teacher ‖ student at temperature T) + 0.1 · cross-entropy (Hinton, Vinyals and
-    Dean 2015, "Distilling the knowledge in a neural network"); for three classes or more cross-entropy, KL and twice
-    the correlations of DIST (Huang 2022); for embeddings their similarities (Tung 2019). AdamW, a linear warm-up over
+    Dean 2015, "Distilling the knowledge in a neural network"); for three classes or more cross-entropy, 0.5 · KL and
+    2 · DIST (Huang 2022); for embeddings their similarities (Tung 2019). AdamW, a linear warm-up over
     the first tenth of the steps, then a linear decay to zero. The checkpoint with the lowest loss on held-out training
     examples is kept.
 

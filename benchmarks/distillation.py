@@ -141,7 +141,7 @@ class Clock:
 def loop(made: Case) -> float:
     """Samples/s of the stage over those of a bare loop; median of alternating repeats."""
     few, ratios = made.train.take(range(40 * BATCH + 64), "few"), []
-    for repeat in range(REPEATS):
+    for repeat in range(1 if QUICK else REPEATS):
         student = made.student(0)
         clock = Clock(student)
         _train(made, student, few.take(range(40 * BATCH), "train"), few, {"epochs": 1, "cache": False}, repeat)

@@ -68,8 +68,8 @@ def _digits(data: Path, quick: bool) -> Case:
         Examples(f"digits {name}", Arrays({"x": x[index]}), labels[index].astype(np.int64), None, f"digits-{name}")
         for name, index in (("teacher", order[:1200]), ("train", order[:120]), ("test", order[1200:]))
     ]
-    teacher = _module(DigitNet((32, 32, 64, 64)), "potstill.pipeline.demo_models:teacher", 10)
     torch.manual_seed(0)
+    teacher = _module(DigitNet((32, 32, 64, 64)), "potstill.pipeline.demo_models:teacher", 10)
     _fit(teacher.module, torch.from_numpy(x[order[:1200]]), torch.from_numpy(labels[order[:1200]]), epochs=12)
 
     def student(seed: int) -> Model:
@@ -110,7 +110,7 @@ def _sst2(data: Path, quick: bool) -> Case:
         load_examples(str(data / "sst2" / f"{name}.tsv"), ("text",), {"text": "sentence"}).with_labels(teacher.labels)
         for name in ("train", "dev")
     )
-    few = np.sort(np.random.default_rng(0).permutation(len(train))[: 3000 if quick else 8000])
+    few = np.sort(np.random.default_rng(0).permutation(len(train))[: 2000 if quick else 8000])
 
     def student(seed: int) -> Model:
         return Student(layers=2)(teacher, task, {"max_length": 64}, seed)

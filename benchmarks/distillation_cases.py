@@ -1,6 +1,6 @@
 """The three settings in which distillation is tried: a teacher, a student that starts alike in every arm, and data.
 
-digits      scikit-learn's digits, 8 × 8: a convolutional net trained here to one of 1,400 weights, 120 examples
+digits      scikit-learn's digits, 8 × 8: a convolutional net trained here to one of 1,400 weights, 200 examples
 cifar10     the published ResNet-56 to ResNet-8
 sst2        a 6-layer BERT of MiniLM's shape to the 2 layers spread evenly over it
 """
@@ -66,7 +66,7 @@ def _digits(data: Path, quick: bool) -> Case:
     order = np.random.default_rng(0).permutation(len(x))
     parts = [
         Examples(f"digits {name}", Arrays({"x": x[index]}), labels[index].astype(np.int64), None, f"digits-{name}")
-        for name, index in (("teacher", order[:1200]), ("train", order[:120]), ("test", order[1200:]))
+        for name, index in (("teacher", order[:1200]), ("train", order[:200]), ("test", order[1200:]))
     ]
     torch.manual_seed(0)
     teacher = _module(DigitNet((32, 32, 64, 64)), "potstill.pipeline.demo_models:teacher", 10)
@@ -76,7 +76,7 @@ def _digits(data: Path, quick: bool) -> Case:
         torch.manual_seed(seed)
         return _module(DigitNet((8, 16)), "potstill.pipeline.demo_models:student", 10)
 
-    return Case("digits", TASKS["module"], teacher, parts[1], parts[2], student, {"epochs": 300, "batch_size": 32})
+    return Case("digits", TASKS["module"], teacher, parts[1], parts[2], student, {"epochs": 200, "batch_size": 32})
 
 
 def _cifar10(data: Path, quick: bool) -> Case:

@@ -37,7 +37,7 @@ _FIELDS = {
     "hidden_size": "hidden_size",
     "num_attention_heads": "num_attention_heads",
 }
-_FEED_FORWARDS = ("intermediate_size", "hidden_dim", "ffn_dim")
+FEED_FORWARDS = ("intermediate_size", "hidden_dim", "ffn_dim")  # what configs call the width of the feed-forward
 
 
 def named(config: Any, field: str) -> str:
@@ -73,7 +73,7 @@ def feed_forward(config: Any) -> str:
     Raises:
         InputError: it has no single such number.
     """
-    found = [name for name in _FEED_FORWARDS if isinstance(getattr(config, name, None), int)]
+    found = [name for name in FEED_FORWARDS if isinstance(getattr(config, name, None), int)]
     if not found:
         raise InputError(f"a {config.model_type} has no single width of its feed-forward, so its neurons cannot be cut")
     return found[0]

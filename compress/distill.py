@@ -151,10 +151,10 @@ class Distill:
         """
         if self.losses:
             return terms(self.losses, self.temperature)
-        if lesson.task.word == "feature-extraction":
+        if lesson.task.gives == "vector":
             return terms(OF_VECTORS, self.temperature)
-        one_of_many = lesson.task.word.endswith(("classification", "module")) and lesson.train.offsets is None
-        return terms(OF_CLASSES if one_of_many and len(lesson.teacher.labels) > 2 else OTHERWISE, self.temperature)
+        one_of_many = lesson.task.gives == "class" and len(lesson.teacher.labels) > 2
+        return terms(OF_CLASSES if one_of_many else OTHERWISE, self.temperature)
 
     def steps(self, examples: int) -> int:
         """Optimizer steps over all epochs."""

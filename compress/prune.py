@@ -188,9 +188,8 @@ class Prune:
     ) -> Cut:
         """The units of least importance that must go for `done` of the way, from all kinds at once."""
         parts = {kind: _parts(kind, student, inputs) for kind in self.shares}
-        scores = iter(
-            importance(student, [part for own in parts.values() for part in own], self._examples(lesson), best_device())
-        )
+        every = [part for own in parts.values() for part in own]
+        scores = iter(importance(student, every, self._examples(lesson), best_device()))
         cut: Cut = {}
         for kind, share in self.shares.items():
             own, was = [next(scores) for _ in parts[kind]], start[kind]
@@ -200,9 +199,8 @@ class Prune:
                 chosen = [sorted(np.argsort(score, kind="stable")[:count].tolist()) for score in own]
             else:
                 total = sum(was.values())
-                left = (
-                    sum(map(len, own)) + len(was) - len(own)
-                )  # a group that is down to one channel is no part any more
+                # A group that is down to one channel is no part any more.
+                left = sum(map(len, own)) + len(was) - len(own)
                 chosen = least_of_all(own, round(share * done * total) - total + left)
             cut[kind] = {part.name: units for part, units in zip(parts[kind], chosen, strict=True)}
         return cut
@@ -226,8 +224,9 @@ def least_of_all(scores: Sequence[NDArray[np.float64]], count: int) -> list[list
     """For each part (U,) the units to remove: the `count` of lowest score over all parts, one unit of each kept."""
     gone: list[list[int]] = [[] for _ in scores]
     for _, part, unit in sorted((score, i, j) for i, own in enumerate(scores) for j, score in enumerate(own)):
-        if sum(map(len, gone)) < count and len(gone[part]) < len(scores[part]) - 1:
+        if count > 0 and len(gone[part]) < len(scores[part]) - 1:
             gone[part].append(unit)
+            count -= 1
     return [sorted(units) for units in gone]
 
 

@@ -48,7 +48,7 @@ class Teacher:
         """
         first = members[0]
         self._members, self._weighing = list(members), weighing
-        self._orders = [_order(first, member) for member in members]
+        self._orders = [order_of(first, member) for member in members]
         self._weights = torch.tensor([weight / sum(weights) for weight in weights], device=device)
         for member in members:
             member.module.to(device).eval()
@@ -136,7 +136,7 @@ def _of_encoder(encode: Encoder, folder: str, number: int) -> list[Any]:
     return [sha256_folder(place), getattr(encode, "max_length", None), type(encode).__name__]
 
 
-def _order(first: Model, member: Model) -> list[int]:
+def order_of(first: Model, member: Model) -> list[int]:
     """Where a teacher has the first teacher's classes.
 
     Raises:

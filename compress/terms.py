@@ -14,7 +14,6 @@ from potstill.compress.losses import HARD, SOFT
 from potstill.validate.errors import did_you_mean
 
 Given = Mapping[str, float | Mapping[str, Any]]
-_TENSORS = 3  # student, teacher, and labels or mask come by position
 
 
 @dataclass(frozen=True)

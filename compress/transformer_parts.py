@@ -12,12 +12,12 @@ import torch
 import torch_pruning
 from torch import nn
 
+from potstill.compress.anatomy import FEED_FORWARDS
 from potstill.compress.gates import Part, Site
 from potstill.validate.errors import InputError
 from potstill.validate.reshape import mark
 
 HEADS = ("num_attention_heads", "n_heads", "num_heads")  # what attention modules call their number of heads
-INNER = ("intermediate_size", "hidden_dim", "ffn_dim")  # what configs call the width of the feed-forward
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def encoder_of(core: nn.Module) -> Encoder | None:
 
 def _inner(config: Any, width: int) -> str:
     """What a config calls the width of its feed-forward; empty where nothing has that width."""
-    return next((name for name in INNER if getattr(config, name, None) == width), "")
+    return next((name for name in FEED_FORWARDS if getattr(config, name, None) == width), "")
 
 
 def _fits(layer: nn.Module, names: Names) -> bool:

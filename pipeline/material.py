@@ -11,6 +11,7 @@ import torch
 
 from potstill.compress.lesson import Lesson
 from potstill.compress.student import Student
+from potstill.compress.teacher import order_of
 from potstill.compress.vocabulary import unknown_tokens
 from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
@@ -57,11 +58,7 @@ class Material:
         found = []
         for spec in self.recipe.other_teachers:
             model = self.task.load(Checkpoint(spec.checkpoint, spec.weights), **self.options)
-            if sorted(model.labels) != sorted(self.teacher.labels):
-                raise InputError(
-                    f"teachers must have the same classes: {self.teacher.checkpoint} has "
-                    f"{', '.join(self.teacher.labels)}, {model.checkpoint} has {', '.join(model.labels)}"
-                )
+            order_of(self.teacher, model)
             found.append(self._encoding_once(model))
         return tuple(found)
 

@@ -20,7 +20,7 @@ from potstill.validate.errors import InputError
 from potstill.validate.examples import IGNORED, Examples, Pairs, Rows, check_not_empty
 from potstill.validate.files import read_json
 from potstill.validate.metrics import RESAMPLES, bootstrap, proportion
-from potstill.validate.model import LogitsOf, Model
+from potstill.validate.model import Gives, LogitsOf, Model
 from potstill.validate.scorecard import RESAMPLED, Scorecard, paired
 from potstill.validate.text import OfText
 
@@ -52,6 +52,7 @@ class FeatureExtraction(OfText):
     word = "feature-extraction"
     features: tuple[str, ...] = ("text",)
     length_of: str | None = "text"
+    gives: Gives = "vector"
     probe: ClassVar[Rows] = {"text": ["a"]}
     classes = False
     wrap = PooledOf

@@ -18,6 +18,7 @@ from potstill.validate.files import sha256_json
 
 Rows = Mapping[str, Any]
 IGNORED = -100  # the label of what has none: left out of every loss and metric
+PRINTED_AT_ONCE = 1024  # rows of arrays read at a time to hash them
 
 
 class Table(Protocol):
@@ -247,10 +248,11 @@ def _prints(examples: Examples) -> Iterator[bytes]:
     """A hash of each example's features; of a pair, of each text."""
     table: Any = examples.table
     if isinstance(table, Arrays):
-        rows = (table[[i]].values() for i in range(len(table)))
-        yield from (_print([value[0] for value in values]) for values in rows)
+        for start in range(0, len(table), PRINTED_AT_ONCE):
+            rows = table[list(range(start, min(start + PRINTED_AT_ONCE, len(table))))]
+            yield from map(_print, zip(*rows.values(), strict=True))
         return
-    elif isinstance(table, Pairs):
+    if isinstance(table, Pairs):
         columns = [np.array(table[list(range(len(table)))]["text"], dtype=object)]
     else:
         import datasets

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from potstill.validate.scorecard import Scorecard, judge
 
 MASKED = -1e4  # the logit of what cannot be the answer; finite in float16 too
 Read = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+Gives = Literal["class", "classes", "vector", "span"]  # of one example: a class, one for each word, …
 
 
 def as_they_are(outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -134,6 +135,7 @@ class Task(Protocol):
     word: str  # its name in a recipe
     features: tuple[str, ...]  # the feature columns that it learns from
     length_of: str | None  # the column whose length groups batches, if one does
+    gives: Gives  # what the model says of one example
 
     @property
     def load(self) -> Callable[..., Model]:
@@ -184,6 +186,7 @@ class OneClass:
     """How a task with one class for each example reads and judges examples."""
 
     features: tuple[str, ...]
+    gives: Gives = "class"
 
     def examples(
         self, source: str, columns: Mapping[str, str], *, judging: bool = False, labelled: bool = True

@@ -21,7 +21,7 @@ from potstill.validate.encoder import Encoder, Inputs, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import IGNORED, Examples, Rows, check_not_empty
 from potstill.validate.metrics import bootstrap, proportion
-from potstill.validate.model import MASKED, LogitsOf, Model
+from potstill.validate.model import MASKED, Gives, LogitsOf, Model
 from potstill.validate.scorecard import RESAMPLED, Scorecard
 from potstill.validate.text import OfText
 
@@ -102,6 +102,7 @@ class QuestionAnswering(OfText):
     word = "question-answering"
     features: tuple[str, ...] = ("question", "context", "answers")
     length_of: str | None = "context"
+    gives: Gives = "span"
     probe: ClassVar[Rows] = {"question": ["a"], "context": ["a"]}
     ndim = 3
     classes = False

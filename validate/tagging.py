@@ -17,7 +17,7 @@ from potstill.validate.encoder import Encoder, Inputs, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import IGNORED, Examples, Rows
 from potstill.validate.metrics import bootstrap, mean_kl
-from potstill.validate.model import OneClass
+from potstill.validate.model import Gives, OneClass
 from potstill.validate.scorecard import RESAMPLED, Scorecard, check_alike
 from potstill.validate.text import OfText
 
@@ -56,6 +56,7 @@ class TokenClassification(OfText, OneClass):
     word = "token-classification"
     features: tuple[str, ...] = ("tokens",)
     length_of: str | None = "tokens"
+    gives: Gives = "classes"
     probe: ClassVar[Rows] = {"tokens": [["a"]]}
     ndim = 3
     encode_by = WordsEncoder

@@ -1,6 +1,6 @@
 """The three settings in which distillation is tried: a teacher, a student that starts alike in every arm, and data.
 
-digits      scikit-learn's digits, 8 × 8: a convolutional net of 66,000 weights, trained here, to one of 10,000; 60 examples
+digits      scikit-learn's digits: a convolutional net of 66,000 weights, trained here, to one of 10,000; 60 examples
 cifar10     the published ResNet-56 to ResNet-8
 sst2        a 6-layer BERT of MiniLM's shape to the 2 layers spread evenly over it
 """

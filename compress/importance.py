@@ -3,8 +3,7 @@
 Shapes: B examples in a batch, T tokens or patches, D hidden dimensions, L layers.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
 from potstill.compress.anatomy import Spaces, number, stacks
+from potstill.compress.layers import hooked
 from potstill.compress.losses import hard
 from potstill.validate.data import Examples
 from potstill.validate.errors import InputError
@@ -74,28 +74,22 @@ def block_influence(model: Model, examples: Examples, seed: int) -> Tensor:
         seed: of the draw.
     """
     depth = number(model.core.config, "num_layers")
-    layers: Any = model.core.get_submodule(stacks(model.core, depth)[0])
+    stack = stacks(model.core, depth)[0]
+    layers = {f"{stack}.{i}": model.core.get_submodule(f"{stack}.{i}") for i in range(depth)}
     turned, tokens = torch.zeros(depth, dtype=torch.float64), 0.0
-    seen: dict[int, Tensor] = {}
+    seen: dict[str, Tensor] = {}
 
-    def hook(index: int) -> Callable[..., None]:
-        def note(_module: object, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            after = output if isinstance(output, Tensor) else output[0]
-            seen[index] = F.cosine_similarity(inputs[0].double(), after.double(), dim=-1)  # (B, T)
+    def note(name: str, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        after = output if isinstance(output, Tensor) else output[0]
+        seen[name] = F.cosine_similarity(inputs[0].double(), after.double(), dim=-1)  # (B, T)
 
-        return note
-
-    hooks = [layer.register_forward_hook(hook(i)) for i, layer in enumerate(layers)]
-    try:
-        with torch.no_grad():
-            for tensors, _labels in _batches(model, examples, seed):
-                model.answers(tensors)
-                real = tensors["attention_mask"].double() if "attention_mask" in tensors else torch.ones_like(seen[0])
-                tokens += real.sum().item()
-                turned += torch.stack([((1 - seen[i]) * real).sum() for i in range(depth)]).cpu()
-    finally:
-        for handle in hooks:
-            handle.remove()
+    with torch.no_grad(), hooked(layers, note):
+        for tensors, _labels in _batches(model, examples, seed):
+            model.answers(tensors)
+            cosines = torch.stack([seen[name] for name in layers])
+            real = tensors["attention_mask"].double() if "attention_mask" in tensors else torch.ones_like(cosines[0])
+            tokens += real.sum().item()
+            turned += ((1 - cosines) * real).sum(dim=(1, 2)).cpu()
     return turned / tokens
 
 

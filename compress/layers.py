@@ -3,8 +3,10 @@
 Shapes: B examples, T tokens, D width, C channels, H × W pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -43,21 +45,28 @@ def maps(model: Model, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The last feature map (B, C, H, W) of each resolution, by the module that gives it; largest first."""
     last: dict[tuple[int, ...], tuple[str, Tensor]] = {}
 
-    def keep(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-                last[tuple(output.shape[2:])] = name, output
+    def keep(name: str, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+            last[tuple(output.shape[2:])] = name, output
 
-        return hook
+    with torch.no_grad(), hooked({name: module for name, module in model.core.named_modules() if name}, keep):
+        model.answers(tensors)
+    return {name: output for _, (name, output) in sorted(last.items(), reverse=True)}
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in model.core.named_modules() if name]
+
+@contextmanager
+def hooked(modules: Mapping[str, nn.Module], note: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Inside `with`, `note(name, inputs, output)` is called whenever one of the modules has run."""
+
+    def hook(name: str, _module: nn.Module, inputs: Any, output: Any) -> None:
+        note(name, inputs, output)
+
+    handles = [module.register_forward_hook(partial(hook, name)) for name, module in modules.items()]
     try:
-        with torch.no_grad():
-            model.answers(tensors)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return {name: output for _, (name, output) in sorted(last.items(), reverse=True)}
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
+from torch import Tensor
 
 from potstill.compress.layer_losses import LAYERS
-from potstill.compress.layers import blocks, maps
+from potstill.compress.layers import blocks, hooked, maps
 from potstill.compress.lesson import Lesson
 from potstill.compress.pupil import pairs_of
 from potstill.compress.terms import Term
@@ -139,16 +139,12 @@ def _layers(
     """Each layer's mean state of each example (N, D), in the order in which they run; none where one is no state."""
     heard: dict[str, Tensor | None] = {}
 
-    def listen(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            heard[name] = _mean(output[0] if isinstance(output, tuple) else output, tensors.get("attention_mask"))
-
-        return hook
+    def hear(name: str, _inputs: Any, output: Any) -> None:
+        heard[name] = _mean(output[0] if isinstance(output, tuple) else output, tensors.get("attention_mask"))
 
     found: dict[str, list[NDArray[np.float32]]] = {}
-    names = sorted(names)
-    handles = [model.core.get_submodule(name).register_forward_hook(listen(name)) for name in names]
-    try:
+    modules = {name: model.core.get_submodule(name) for name in sorted(names)}
+    with hooked(modules, hear):
         for start in range(0, len(indices), BATCH):
             batch = indices[start : start + BATCH]
             tensors = model.tensors(examples.rows(batch), device)
@@ -156,13 +152,10 @@ def _layers(
             with torch.inference_mode():
                 model.module(*(tensors[name] for name in model.input_names))
             states = {name: state for name, state in heard.items() if state is not None and len(state) == len(batch)}
-            if len(states) < len(names):
+            if len(states) < len(modules):
                 return {}
             for name, state in states.items():
                 found.setdefault(name, []).append(state.float().cpu().numpy())
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

@@ -132,10 +132,11 @@ def package_entry(
 def failure_in_words(entry: Entry, out: Path) -> str:
     """One sentence on a gate that failed, with what to try."""
     assert entry.verdict
+    missed = " and ".join(check.limit for check in entry.verdict.checks if not check.passed)
     if entry.kind == "package":
-        hint = "a target with more bits, more or other calibration examples, or a wider max_drop"
+        hint = f"a target with more bits, more or other calibration examples, or a wider {missed}"
     else:
-        hint = "more epochs, more training examples, a larger student, or a wider max_drop"
+        hint = f"more epochs, more training examples, a larger student, or a wider {missed}"
     return f"{entry.name} missed its gate: {entry.verdict.reason}. It is kept in {out / entry.folder}. Try {hint}"
 
 

@@ -9,7 +9,8 @@ Values are validated as strict JSON: a whole number passes for a number, but no 
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -21,7 +22,7 @@ from potstill.pipeline.yaml_lines import Place, Problem, check, close_to, dotted
 from potstill.validate.checkpoint import is_factory
 from potstill.validate.data import READERS, split_key
 from potstill.validate.errors import InputError, did_you_mean
-from potstill.validate.gate import parse_limit
+from potstill.validate.gate import BYTES, NATS, SECONDS, SHARE, Gate, Undecided, parse_limit, parse_quantity
 
 DATA_SUFFIXES = (*READERS, ".npz")
 
@@ -43,14 +44,24 @@ Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def _limit(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return value  # a wrong type, which the field itself reports
-    try:
-        parse_limit(str(value))
-    except InputError as error:
-        raise ValueError(str(error)) from None
-    return str(value).strip()
+def _with_unit(parse: Callable[[str], Any]) -> BeforeValidator:
+    """Text that a parser of limits takes."""
+
+    def checked(value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return value  # a wrong type, which the field itself reports
+        try:
+            parse(str(value))
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return str(value).strip()
+
+    return BeforeValidator(checked)
+
+
+Share, Nats, Bytes, Seconds = (
+    Annotated[str, _with_unit(partial(parse_quantity, units=units))] for units in (SHARE, NATS, BYTES, SECONDS)
+)
 
 
 class _Model(BaseModel):
@@ -97,9 +108,24 @@ class DataSpec(_Model):
 
 
 class GateSpec(_Model):
-    """What every scorecard must hold: the largest drop against the teacher, in `pp` or `%`."""
+    """What every scorecard must hold, each limit with its unit; those from `max_size` on are for packages alone."""
 
-    max_drop: Annotated[str, BeforeValidator(_limit)]
+    max_drop: Annotated[str, _with_unit(parse_limit)]
+    undecided: Undecided = "point"
+    min_agreement: Share | None = None
+    max_flips: Share | None = None
+    max_divergence: Nats | None = None
+    max_size: Bytes | None = None
+    max_latency: Seconds | None = None
+    max_memory: Bytes | None = None
+
+    def build(self) -> Gate:
+        """The gate."""
+        of = {"min_agreement": SHARE, "max_flips": SHARE, "max_divergence": NATS}
+        of |= {"max_size": BYTES, "max_memory": BYTES, "max_latency": SECONDS}
+        given = {name: getattr(self, name) for name in of if getattr(self, name) is not None}
+        limits = {name: parse_quantity(text, of[name]) for name, text in given.items()}
+        return Gate(parse_limit(self.max_drop), self.undecided, **limits)
 
 
 class ProfileSpec(_Model):
@@ -380,6 +406,10 @@ class _Draft:
     def _check_together(self) -> None:
         """The rules that join two parts of a recipe."""
         data, task = self._part("data", dict), self.data.get("task")
+        gate = self.data.get("gate")
+        for name in ("max_size", "max_latency", "max_memory"):
+            if isinstance(gate, dict) and name in gate and not self.data.get("targets"):
+                self._report(("gate", name), f"{name} is for packages, and the recipe names no targets")
         if self.data.get("targets") and not (data.get("calibrate") or data.get("train")):
             self._report(("targets",), "an export measures ranges on examples: give data.calibrate or data.train")
         if data.get("unlabelled") and not data.get("train"):

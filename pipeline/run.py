@@ -32,7 +32,6 @@ from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
 from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
 from potstill.validate.flips import Flips, flips, flips_from_json
-from potstill.validate.gate import Gate, parse_limit
 from potstill.validate.predictor import Predictor, TorchPredictor, best_device, predict
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.scorecard import Scorecard, scorecard_from_json
@@ -64,7 +63,7 @@ class Run:
     def __init__(self, recipe: Recipe, out: Path, console: Console) -> None:
         self.recipe, self.out, self.console = recipe, out, console
         self.cache, self.material = Cache(out / "stages"), Material(recipe)
-        self.gate = Gate(parse_limit(recipe.gate.max_drop)) if recipe.gate else None
+        self.gate = recipe.gate.build() if recipe.gate else None
         self.plain = recipe.to_mapping()
         self.entries: list[Entry] = []
         self.made: list[dict[str, Any]] = []
@@ -151,6 +150,8 @@ class Run:
         judged = self._judged(teacher, key, "teacher")
         self.teacher_logits: NDArray[np.float32] = np.load(judged / "logits.npy", mmap_mode="r")
         self._enter("teacher", "teacher", name, teacher, self.cache.place(step, key), judged)
+        if self.gate:
+            self.gate.check(self.entries[0].scorecard)
 
     def _student(self, step: str) -> Model:
         """The student before training; the teacher itself when no student is asked for."""
@@ -277,11 +278,13 @@ class Run:
             Measurement,
             lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
         )
-        self.entries.append(
-            package_entry(
-                target.id, folder.relative_to(self.out), manifest, model.parameters, measurement, self._flips(key)
-            )
+        entry = package_entry(
+            target.id, folder.relative_to(self.out), manifest, model.parameters, measurement, self._flips(key)
         )
+        if self.gate and entry.verdict:
+            cost = measurement.median_ms, measurement.peak_memory_mb, measurement.where.cpu
+            entry = dataclasses.replace(entry, verdict=self.gate.with_costs(entry.verdict, *cost))
+        self.entries.append(entry)
         return folder
 
     def _reference(self) -> Path:

@@ -85,9 +85,10 @@ def mcnemar_p(lost: int, gained: int) -> float:
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
-def mean_kl(teacher: NDArray[np.floating], student: NDArray[np.floating]) -> float:
-    """Mean KL(teacher ‖ student) over examples, in nats, from logits (N, C), computed in float64."""
+def divergences(teacher: NDArray[np.floating], student: NDArray[np.floating]) -> NDArray[np.float64]:
+    """KL(teacher ‖ student) of each example (N,), in nats, from logits (N, C), computed in float64."""
     from scipy.special import log_softmax
 
     p, q = (log_softmax(np.asarray(logits, dtype=np.float64), axis=1) for logits in (teacher, student))
-    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+    found: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=1)
+    return found

@@ -13,9 +13,9 @@ from potstill.validate.metrics import Interval, bootstrap, divergences, mcnemar_
 
 CLOSED_FORMS = (
     "Wilson’s for the metric, the agreement and the flips, Agresti and Min’s paired one for the difference; "
-    "for KL the percentile bootstrap over examples"
+    "for KL the bootstrap over examples"
 )
-RESAMPLED = "by the paired percentile bootstrap over examples"
+RESAMPLED = "by the paired bootstrap over examples (expanded percentiles)"
 
 
 @dataclass(frozen=True)

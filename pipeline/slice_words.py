@@ -1,0 +1,64 @@
+"""What the report says of slices and calibration."""
+
+from collections.abc import Sequence
+
+from potstill.pipeline.ledger import Entry, Ledger
+from potstill.pipeline.pictures import signed
+from potstill.validate.metrics import Interval
+from potstill.validate.slices import LEAST_TESTED, Slice
+
+
+def examined(ledger: Ledger) -> list[Entry]:
+    """The entries whose slices and calibration are shown: the last stage and each package."""
+    stages = [entry for entry in ledger.entries if entry.kind == "stage"]
+    packages = [entry for entry in ledger.entries if entry.kind == "package"]
+    return [entry for entry in (*stages[-1:], *packages) if entry.slices and entry.calibration]
+
+
+def named(one: Slice) -> str:
+    """A slice by its name: `class owl`, `length: lowest third, 1 to 12 characters`."""
+    return f"{one.by}{':' if ' ' in one.value else ''} {one.value}"
+
+
+def p_in_words(p: float) -> str:
+    """`0.012`, or `< 0.001`."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def change(one: Slice) -> str:
+    """By how many points a slice's gap changed, with its interval: `−5.30 [−8.10, −2.50]`; empty without a gap."""
+    if one.gap is None:
+        return ""
+    low, high = (signed(end * 100) for end in (one.gap.interval.low, one.gap.interval.high))
+    return f"{signed((one.gap.model - one.gap.teacher) * 100)} [{low}, {high}]"
+
+
+def gaps_in_words(slices: Sequence[Slice]) -> str:
+    """Which slices' gap to the rest widened by more than chance explains, or that none did; and what was not tested."""
+    tested = [one for one in slices if one.gap]
+    wider = [(one, one.gap) for one in tested if one.gap and one.gap.widened]
+    told = [
+        f"{named(one)} (in the teacher {signed(gap.teacher * 100)} points, here {signed(gap.model * 100)}; "
+        f"p {p_in_words(gap.p_holm)})"
+        for one, gap in wider
+    ]
+    if told:
+        first = f"The gap to the rest widened by more than chance explains for {len(told)} of {len(tested)} slices: "
+        first += f"{'; '.join(told)}."
+    elif tested:
+        first = f"No slice’s gap to the rest widened by more than chance explains, of {len(tested)} tested."
+    else:
+        first = "No slice and its rest are large enough to compare their gap."
+    small = sum(one.p is None for one in slices)
+    have = "slice has" if small == 1 else "slices have"
+    return first + (f" {small} {have} fewer than {LEAST_TESTED} examples: shown, not tested." if small else "")
+
+
+def interval_places(slices: Sequence[Slice]) -> list[tuple[float, float, float]]:
+    """Where each slice's interval begins, its difference is and its interval ends, from −1 to 1; 0 is no difference."""
+    most = max((abs(end) for one in slices for end in (one.interval.low, one.interval.high)), default=0.0) or 1.0
+
+    def places(value: float, interval: Interval) -> tuple[float, float, float]:
+        return interval.low / most, value / most, interval.high / most
+
+    return [places(one.difference, one.interval) for one in slices]

@@ -64,7 +64,7 @@ def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[in
     page.filters |= {
         "percent": percent, "range": _range, "points": lambda share: signed(share * 100), "size": size_in_words,
         "span": _span, "gate": gate_in_words, "weights": _weights, "speed": _speed, "duration": _duration, "id": id,
-        "named": slice_words.named, "p": slice_words.p_in_words, "change": slice_words.change,
+        "named": slice_words.named, "p": slice_words.p_in_words,
     }  # fmt: skip
     write_text(
         path,

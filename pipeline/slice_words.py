@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from potstill.pipeline.ledger import Entry, Ledger
 from potstill.pipeline.pictures import signed
-from potstill.validate.metrics import Interval
 from potstill.validate.slices import LEAST_TESTED, Slice
 
 
@@ -23,14 +22,6 @@ def named(one: Slice) -> str:
 def p_in_words(p: float) -> str:
     """`0.012`, or `< 0.001`."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def change(one: Slice) -> str:
-    """By how many points a slice's gap changed, with its interval: `−5.30 [−8.10, −2.50]`; empty without a gap."""
-    if one.gap is None:
-        return ""
-    low, high = (signed(end * 100) for end in (one.gap.interval.low, one.gap.interval.high))
-    return f"{signed((one.gap.model - one.gap.teacher) * 100)} [{low}, {high}]"
 
 
 def gaps_in_words(slices: Sequence[Slice]) -> str:
@@ -55,10 +46,9 @@ def gaps_in_words(slices: Sequence[Slice]) -> str:
 
 
 def interval_places(slices: Sequence[Slice]) -> list[tuple[float, float, float]]:
-    """Where each slice's interval begins, its difference is and its interval ends, from −1 to 1; 0 is no difference."""
-    most = max((abs(end) for one in slices for end in (one.interval.low, one.interval.high)), default=0.0) or 1.0
-
-    def places(value: float, interval: Interval) -> tuple[float, float, float]:
-        return interval.low / most, value / most, interval.high / most
-
-    return [places(one.difference, one.interval) for one in slices]
+    """Where each slice's interval begins, its difference is and its interval ends; the farthest tested one at ±1."""
+    ends = [(one.interval.low, one.difference, one.interval.high) for one in slices]
+    most = max(
+        (max(-low, high) for (low, _, high), one in zip(ends, slices, strict=True) if one.p is not None), default=1
+    )
+    return [(low / most, at / most, high / most) for low, at, high in ends]

@@ -39,6 +39,7 @@ TaskWord = Literal[
     "audio-classification",
     "module",
 ]
+OF_CLASSES = ("text-classification", "image-classification", "audio-classification", "module")
 OF_TEXT = ("text-classification", "token-classification", "question-answering", "feature-extraction")
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -90,7 +91,7 @@ class OtherTeacherSpec(CheckpointSpec):
 class DataSpec(_Model):
     """Where the examples are, and which columns hold what; `unlabelled` ones are learned from beside `train`.
 
-    `max_length` is in tokens, for text; `max_seconds` for sounds.
+    `slices` are columns of `eval` that it is sliced by; `max_length` is in tokens, for text; `max_seconds` for sounds.
     """
 
     train: Text | None = None
@@ -98,6 +99,7 @@ class DataSpec(_Model):
     eval: Text
     calibrate: Text | None = None
     columns: dict[str, Text] = {}
+    slices: tuple[Text, ...] = ()
     max_length: Count | None = None
     max_seconds: Annotated[float, Field(gt=0)] | None = None
 
@@ -414,6 +416,8 @@ class _Draft:
             self._report(("targets",), "an export measures ranges on examples: give data.calibrate or data.train")
         if data.get("unlabelled") and not data.get("train"):
             self._report(("data", "unlabelled"), "goes beside labelled examples: give data.train too")
+        if data.get("slices") and task in get_args(TaskWord) and task not in OF_CLASSES:
+            self._report(("data", "slices"), f"for tasks with one class for each example; the task is {task}")
         if data.get("max_length") is not None and task in get_args(TaskWord) and task not in OF_TEXT:
             self._report(("data", "max_length"), f"for text only; the task is {task}")
         if data.get("max_seconds") is not None and task in get_args(TaskWord) and task != "audio-classification":

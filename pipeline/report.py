@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from potstill.pipeline import pictures, pictures_training
+from potstill.pipeline import pictures, pictures_reliability, pictures_training, slice_words
 from potstill.pipeline.exhibits import Exhibit
 from potstill.pipeline.ledger import Entry, Ledger, gate_in_words, size_in_words
 from potstill.pipeline.pictures import latency_of, limit_of, signed
@@ -20,6 +20,7 @@ from potstill.validate.gate import parse_limit
 from potstill.validate.scorecard import Scorecard
 
 _WIDE, _NARROW, _HALF = 1036, 344, 506
+MOST_SLICES = 24  # in a table
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[in
     page.filters |= {
         "percent": percent, "range": _range, "points": lambda share: signed(share * 100), "size": size_in_words,
         "span": _span, "gate": gate_in_words, "weights": _weights, "speed": _speed, "duration": _duration, "id": id,
+        "named": slice_words.named, "p": slice_words.p_in_words,
     }  # fmt: skip
     write_text(
         path,
@@ -78,6 +80,9 @@ def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[in
             operators=operator_shares,
             examples=examples or {},
             taught=taught,
+            gaps_in_words=slice_words.gaps_in_words,
+            interval_places=slice_words.interval_places,
+            most_slices=MOST_SLICES,
             recipe=dump(ledger.recipe),
             **_pictures(ledger),
         ),
@@ -99,6 +104,10 @@ def _pictures(ledger: Ledger) -> dict[str, object]:
         "by_latency": both(pictures.against_latency, "latency", _HALF, ledger),
         "curves": each(pictures_training.losses, "loss"),
         "layers": each(pictures_training.likeness, "likeness"),
+        "examined": [
+            (entry, both(pictures_reliability.reliability, f"reliability-{i}", _HALF, entry))
+            for i, entry in enumerate(slice_words.examined(ledger))
+        ],
     }
 
 

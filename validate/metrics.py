@@ -4,7 +4,7 @@ Shapes: N examples, C classes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +47,8 @@ def paired_difference(lost: int, gained: int, n: int) -> Interval:
         gained: examples that only the second got right.
         n: examples in all.
     """
-    total, b, c = n + 2, lost + 0.5, gained + 0.5
-    middle = (c - b) / total
-    half = Z * math.sqrt((b + c) - (c - b) ** 2 / total) / total
+    middle, variance = _adjusted(lost, gained, n)
+    half = Z * math.sqrt(variance)
     return Interval(max(-1.0, middle - half), min(1.0, middle + half))
 
 
@@ -99,3 +98,43 @@ def divergences(teacher: NDArray[np.floating], student: NDArray[np.floating]) ->
     p, q = (log_softmax(np.asarray(logits, dtype=np.float64), axis=1) for logits in (teacher, student))
     found: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=1)
     return found
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for being several, so that at most 5 % of such sets have any below 0.05 by chance.
+
+    Holm 1979, "A simple sequentially rejective multiple test procedure": the smallest of m times m, the next times
+    m − 1, and so on, none below the one before it.
+    """
+    given = np.asarray(p, dtype=np.float64)
+    order = np.argsort(given, kind="stable")
+    found = np.empty_like(given)
+    found[order] = np.minimum(np.maximum.accumulate(given[order] * np.arange(len(given), 0, -1)), 1)
+    return [float(one) for one in found]
+
+
+def change_of_gap(one: tuple[int, int, int], other: tuple[int, int, int]) -> tuple[Interval, float]:
+    """Interval and two-sided p-value of the difference of two paired differences of proportions.
+
+    The two are over different examples, so that their variances add; each has the middle and the variance of
+    `paired_difference` (Agresti and Min 2005), half an observation in each cell.
+
+    Args:
+        one, other: examples that only the first got right, that only the second got right, and in all; of both sets.
+
+    Returns:
+        The interval of `one`'s difference less `other`'s, and the p-value of the hypothesis that they are equal.
+    """
+    from scipy.special import ndtr
+
+    (middle, variance), (other_middle, other_variance) = _adjusted(*one), _adjusted(*other)
+    apart, error = middle - other_middle, math.sqrt(variance + other_variance)
+    interval = Interval(max(-2.0, apart - Z * error), min(2.0, apart + Z * error))
+    return interval, float(2 * ndtr(-abs(apart) / error))
+
+
+def _adjusted(lost: int, gained: int, n: int) -> tuple[float, float]:
+    """A paired difference and its variance after half an observation is added to each of the four cells."""
+    total, b, c = n + 2, lost + 0.5, gained + 0.5
+    middle = (c - b) / total
+    return middle, (b + c - (c - b) ** 2 / total) / total**2

@@ -34,7 +34,7 @@ class Reliability:
 
     Attributes:
         ece: expected calibration error: the mean distance of confidence and accuracy over the bins, by examples.
-        interval: its 95 % percentile interval.
+        interval: its 95 % interval, which may lie below `ece`: that of a sample lies above the truth.
         bins: those of 15 of equal width that have examples, the least sure first.
     """
 
@@ -63,7 +63,9 @@ def calibration(
 ) -> Calibration:
     """Expected calibration errors over 15 bins of equal width, with paired bootstrap intervals.
 
-    Guo et al. 2017, "On calibration of modern neural networks": a bin holds its upper end, not its lower one.
+    Guo et al. 2017, "On calibration of modern neural networks": a bin holds its upper end, not its lower one. Noise in
+    a bin adds to the error, in a resample once more than in the sample, so the percentiles are reflected at the
+    estimate (the basic bootstrap; Davison and Hinkley 1997, section 5.2).
 
     Args:
         logits, teacher: of both (N, C).
@@ -84,18 +86,23 @@ def calibration(
         times = np.bincount((index + first).ravel(), minlength=index.size).reshape(index.shape)
         return errors(times.astype(np.float64) @ excess)
 
-    (found,), intervals = errors(excess.sum(axis=0)), bootstrap(of, n, seed)
+    found = [float(one) for one in errors(excess.sum(axis=0))[0]]
+    *of_sides, apart = (_reflected(one, at) for one, at in zip(bootstrap(of, n, seed), found, strict=True))
     mine, theirs = (
-        Reliability(float(ece), interval, _filled(*side))
-        for ece, interval, side in zip(found, intervals, sides, strict=False)
+        Reliability(ece, Interval(max(0.0, interval.low), max(0.0, interval.high)), _filled(*side))
+        for ece, interval, side in zip(found[:2], of_sides, sides, strict=True)
     )
-    return Calibration(mine, theirs, float(found[2]), intervals[2])
+    return Calibration(mine, theirs, found[2], apart)
 
 
 def confidence(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """The probability (N,) that a model gave to what it said, by its logits (N, C), in float64."""
     sure: NDArray[np.float64] = softmax(logits.astype(np.float64), axis=1).max(axis=1)
     return sure
+
+
+def _reflected(percentiles: Interval, at: float) -> Interval:
+    return Interval(2 * at - percentiles.high, 2 * at - percentiles.low)
 
 
 def _sure_and_right(

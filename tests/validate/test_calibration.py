@@ -1,4 +1,5 @@
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def test_intervals_are_scipys(found: Calibration) -> None:
         return by_loop(MINE[rows], LABELS[rows]) - by_loop(TEACHER[rows], LABELS[rows])
 
     theirs = stats.bootstrap(
-        (np.arange(N),), apart, vectorized=False, method="percentile", n_resamples=300, rng=0
+        (np.arange(N),), apart, vectorized=False, method="basic", n_resamples=300, rng=0
     ).confidence_interval
     width = theirs.high - theirs.low
     assert found.interval.low == pytest.approx(theirs.low, abs=0.15 * width)
@@ -74,6 +75,29 @@ def test_a_model_that_is_its_teacher_has_no_difference() -> None:
     same = calibration(TEACHER, TEACHER, LABELS)
     assert same.model == same.teacher
     assert (same.difference, same.interval.low, same.interval.high) == (0, 0, 0)
+
+
+def test_intervals_cover_the_truth() -> None:
+    """A teacher whose probabilities are the truth but for some noise, and a model that is too sure."""
+
+    def draw(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        logits = 2 * rng.normal(size=(n, 10))
+        shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        labels = (shares.cumsum(axis=1) > rng.random((n, 1))).argmax(axis=1)
+        return 1.3 * logits, logits + 0.3 * rng.normal(size=logits.shape), labels
+
+    def error(logits: np.ndarray, labels: np.ndarray) -> float:
+        sure = confidence(logits)
+        excess, ends = (logits.argmax(axis=1) == labels) - sure, np.arange(16) / 15
+        inside = [(sure > low) & (sure <= high) for low, high in pairwise(ends)]
+        return sum(abs(float(excess[one].sum())) for one in inside) / len(labels)
+
+    mine, teacher, labels = draw(500_000, np.random.default_rng(0))
+    truth, apart = error(mine, labels), error(mine, labels) - error(teacher, labels)
+    assert truth > 0.05
+    found = [calibration(*draw(1000, np.random.default_rng(seed)), seed=seed) for seed in range(1, 61)]
+    assert np.mean([one.model.interval.low <= truth <= one.model.interval.high for one in found]) >= 0.85
+    assert np.mean([one.interval.low <= apart <= one.interval.high for one in found]) >= 0.85
 
 
 @pytest.mark.timing

@@ -15,7 +15,7 @@ from potstill.targets.measurement import Comparison, Measurement
 from potstill.validate.calibration import Calibration
 from potstill.validate.files import write_json
 from potstill.validate.flips import Flips
-from potstill.validate.gate import Verdict
+from potstill.validate.gate import Gate, Verdict
 from potstill.validate.scorecard import Scorecard, scorecard_from_json
 from potstill.validate.slices import Slice
 
@@ -114,6 +114,7 @@ def package_entry(
     parameters: int,
     measurement: Measurement,
     beyond: dict[str, Any],
+    gate: Gate | None,
 ) -> Entry:
     """The entry for a package, from its manifest; `folder` relative to the run's, `beyond` as `examined` gives it."""
     made = manifest["quantization"]
@@ -123,7 +124,7 @@ def package_entry(
         kind="package",
         what=made["scheme"] + (left if made["scheme"] != "float32" else ""),
         scorecard=scorecard_from_json(manifest["scorecard"]),
-        verdict=TypeAdapter(Verdict | None).validate_python(manifest["verdict"]),
+        verdict=verdict,
         parameters=parameters,
         size_bytes=manifest["model_bytes"],
         seconds=manifest["seconds"],

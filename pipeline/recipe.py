@@ -9,20 +9,19 @@ Values are validated as strict JSON: a whole number passes for a number, but no 
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from potstill.compress.settings import StudentSettings
 from potstill.pipeline import yaml_lines
+from potstill.pipeline.limits import GateSpec
 from potstill.pipeline.yaml_lines import Place, Problem, check, close_to, dotted, in_words, parse
 from potstill.validate.checkpoint import is_factory
 from potstill.validate.data import READERS, split_key
 from potstill.validate.errors import InputError, did_you_mean
-from potstill.validate.gate import BYTES, NATS, SECONDS, SHARE, Gate, Undecided, parse_limit, parse_quantity
 
 DATA_SUFFIXES = (*READERS, ".npz")
 
@@ -43,26 +42,6 @@ OF_CLASSES = ("text-classification", "image-classification", "audio-classificati
 OF_TEXT = ("text-classification", "token-classification", "question-answering", "feature-extraction")
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
-
-
-def _with_unit(parse: Callable[[str], Any]) -> BeforeValidator:
-    """Text that a parser of limits takes."""
-
-    def checked(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            return value  # a wrong type, which the field itself reports
-        try:
-            parse(str(value))
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        return str(value).strip()
-
-    return BeforeValidator(checked)
-
-
-Share, Nats, Bytes, Seconds = (
-    Annotated[str, _with_unit(partial(parse_quantity, units=units))] for units in (SHARE, NATS, BYTES, SECONDS)
-)
 
 
 class _Model(BaseModel):
@@ -107,27 +86,6 @@ class DataSpec(_Model):
     def calibration(self) -> str | None:
         """The examples that ranges are measured on: `calibrate`, else `train`."""
         return self.calibrate or self.train
-
-
-class GateSpec(_Model):
-    """What every scorecard must hold, each limit with its unit; those from `max_size` on are for packages alone."""
-
-    max_drop: Annotated[str, _with_unit(parse_limit)]
-    undecided: Undecided = "point"
-    min_agreement: Share | None = None
-    max_flips: Share | None = None
-    max_divergence: Nats | None = None
-    max_size: Bytes | None = None
-    max_latency: Seconds | None = None
-    max_memory: Bytes | None = None
-
-    def build(self) -> Gate:
-        """The gate."""
-        of = {"min_agreement": SHARE, "max_flips": SHARE, "max_divergence": NATS}
-        of |= {"max_size": BYTES, "max_memory": BYTES, "max_latency": SECONDS}
-        given = {name: getattr(self, name) for name in of if getattr(self, name) is not None}
-        limits = {name: parse_quantity(text, of[name]) for name, text in given.items()}
-        return Gate(parse_limit(self.max_drop), self.undecided, **limits)
 
 
 class ProfileSpec(_Model):

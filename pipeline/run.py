@@ -280,14 +280,11 @@ class Run:
             Measurement,
             lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
         )
-        judged = self.cache.place("judged", self._judged_key(key))
-        entry = package_entry(
-            target.id, folder.relative_to(self.out), manifest, model.parameters, measurement, self._examined(judged)
+        examined = self._examined(self.cache.place("judged", self._judged_key(key)))
+        place = folder.relative_to(self.out)
+        self.entries.append(
+            package_entry(target.id, place, manifest, model.parameters, measurement, examined, self.gate)
         )
-        if self.gate and entry.verdict:
-            cost = measurement.median_ms, measurement.peak_memory_mb, measurement.where.cpu
-            entry = dataclasses.replace(entry, verdict=self.gate.with_costs(entry.verdict, *cost))
-        self.entries.append(entry)
         return folder
 
     def _reference(self) -> Path:

@@ -116,7 +116,14 @@ def package_entry(
     beyond: dict[str, Any],
     gate: Gate | None,
 ) -> Entry:
-    """The entry for a package, from its manifest; `folder` relative to the run's, `beyond` as `examined` gives it."""
+    """The entry for a package, from its manifest; `folder` relative to the run's, `beyond` as `examined` gives it.
+
+    Its verdict is the manifest's, with the gate's limits on what was measured.
+    """
+    verdict = TypeAdapter(Verdict | None).validate_python(manifest["verdict"])
+    if gate and verdict:
+        cost = measurement.median_ms, measurement.peak_memory_mb, measurement.where.cpu
+        verdict = gate.with_costs(verdict, *cost)
     made = manifest["quantization"]
     left = f", {made['left_float']} of {made['weighted']} weighted nodes in float" if made["left_float"] else ""
     return Entry(

@@ -25,9 +25,10 @@ def _with_unit(parse: Callable[[str], Any]) -> BeforeValidator:
     return BeforeValidator(checked)
 
 
-Share, Nats, Bytes, Seconds = (
-    Annotated[str, _with_unit(partial(parse_quantity, units=units))] for units in (SHARE, NATS, BYTES, SECONDS)
-)
+Share = Annotated[str, _with_unit(partial(parse_quantity, units=SHARE))]
+Nats = Annotated[str, _with_unit(partial(parse_quantity, units=NATS))]
+Bytes = Annotated[str, _with_unit(partial(parse_quantity, units=BYTES))]
+Seconds = Annotated[str, _with_unit(partial(parse_quantity, units=SECONDS))]
 
 
 class GateSpec(BaseModel):

@@ -112,7 +112,7 @@ class TokenClassification(OfText, OneClass):
         right, teacher_right, same = ours == truth, theirs == truth, ours == theirs
         of_entities = any(name[:2].upper() in ("B-", "I-") for name in names)
         entities = entity_counts if of_entities else word_counts
-        said = (mine.any(axis=1) & teacher.any(axis=1))[known]
+        said = mine[known].any(axis=1) & teacher[known].any(axis=1)
         apart = np.where(said, divergences(teacher[known], mine[known]), 0.0)
         of_words = (same, np.ones(len(text)), teacher_right & ~right, apart, said)
         counts = np.concatenate(

@@ -80,7 +80,7 @@ profile: {{runs: 5}}
     check_golden(out / "packages" / TARGET)
     report = (out / "report.html").read_text()
     assert "words the teacher had right" in report
-    assert "by the paired percentile bootstrap" in report
+    assert "by the paired bootstrap" in report
     assert "entity F1 (95 % interval)" in (out / "student" / "README.md").read_text()
 
 

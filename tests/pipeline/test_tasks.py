@@ -152,3 +152,36 @@ def test_a_cut_learns_and_its_graph_computes_the_same(
     assert parity.max_difference < 1e-4
     packaged = OnnxPredictor(tmp_path / "model.onnx", student.encode, "graph", read=student.read)
     assert value(packaged) == pytest.approx(after, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("word", "teacher", "files", "limits", "metric"),
+    [
+        ("audio-classification", "sound_teacher", "sounds", "max_seconds: 1", "accuracy"),
+        ("question-answering", "span_teacher", "span_files", "max_length: 24", "SQuAD F1"),
+    ],
+)
+def test_sounds_and_questions_walk_the_whole_road(
+    word: str, teacher: str, files: str, limits: str, metric: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    data = request.getfixturevalue(files)
+    ledger = walked(
+        tmp_path,
+        f"""
+task: {word}
+teacher: {request.getfixturevalue(teacher)}
+data: {{train: {data["train"]}, eval: {data["eval"]}, {limits}}}
+student: {{layers: 1}}
+stages:
+  - distill: {{epochs: 4, learning_rate: 3e-3, batch_size: 16}}
+gate: {{max_drop: 30pp}}
+targets: [{TARGET}]
+profile: {{runs: 5}}
+""",
+    )
+    kinds = [(entry["kind"], entry["scorecard"]["metric"]) for entry in ledger["entries"]]
+    assert kinds == [(kind, metric) for kind in ("teacher", "start", "stage", "package")]
+    assert all(entry["verdict"]["passed"] for entry in ledger["entries"][2:])
+    assert ledger["entries"][2]["scorecard"]["value"] > 0.7
+    check_golden(tmp_path / "out" / "packages" / TARGET)
+    assert metric in (tmp_path / "out" / "report.html").read_text()

@@ -280,11 +280,9 @@ class Run:
             Measurement,
             lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
         )
-        examined = self._examined(self.cache.place("judged", self._judged_key(key)))
+        beyond = self._examined(self.cache.place("judged", self._judged_key(key)))
         place = folder.relative_to(self.out)
-        self.entries.append(
-            package_entry(target.id, place, manifest, model.parameters, measurement, examined, self.gate)
-        )
+        self.entries.append(package_entry(target.id, place, manifest, model.parameters, measurement, beyond, self.gate))
         return folder
 
     def _reference(self) -> Path:
@@ -312,7 +310,7 @@ class Run:
             logits, card = self._judge(predictor, teacher)
             np.save(folder / "logits.npy", logits)
             record["scorecard"] = card.to_json()
-            if teacher is not None and labels and examples.offsets is None:  # one class for each example
+            if teacher is not None and self.material.task.gives == "class":
                 record["flips"] = flips(logits, teacher, examples.labels, labels).to_json()
         return card
 

@@ -79,10 +79,10 @@ def load_columns(source: str, names: Sequence[str], of_sounds: bool = False) -> 
     Raises:
         InputError: the source lacks a column, or it has more than one value for an example.
     """
-    import datasets
-
     if not names:
         return {}
+    import datasets
+
     stem, key = split_key(source)
     if stem.endswith(".npz"):
         with np.load(Path(stem).expanduser(), allow_pickle=False) as archive:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 from scipy.special import softmax
 
+from potstill.validate.calibration import confidence
 from potstill.validate.examples import IGNORED
 
 MOST_SHOWN = 12
@@ -85,7 +86,7 @@ def flips(
     mine, theirs = logits.argmax(axis=1), teacher.argmax(axis=1)
     lost, gained = (theirs == labels) & (mine != labels), (mine == labels) & (theirs != labels)
     rows = np.flatnonzero(lost)
-    sure = softmax(logits[rows].astype(np.float64), axis=1).max(axis=1)
+    sure = confidence(logits[rows])
     order = np.argsort(-sure, kind="stable")[:MOST_SHOWN]
     worst = [
         Flip(

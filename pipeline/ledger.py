@@ -15,6 +15,7 @@ from potstill.targets.measurement import Comparison, Measurement
 from potstill.validate.files import write_json
 from potstill.validate.flips import Flips
 from potstill.validate.gate import Verdict
+from potstill.validate.leaks import Leak, leaked_rows
 from potstill.validate.scorecard import Scorecard, scorecard_from_json
 
 OUTCOME_STYLE = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
@@ -41,6 +42,8 @@ class Entry:
         likeness: of the layers of a stage's student and of the teacher; None where they cannot be read.
         flips: the examples that the teacher had right and this step has wrong, of a stage or a package; None where
             examples have no class.
+        unleaked: the scorecard on those evaluation examples that are in no other data, exactly or nearly; None where
+            all or none are, or where the metric is not over single outputs of single examples.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Entry:
     as_target: bool | None = None
     likeness: Likeness | None = None
     flips: Flips | None = None
+    unleaked: Scorecard | None = None
 
 
 @dataclass
@@ -72,6 +76,7 @@ class Ledger:
         comparison: the teacher's own float32 ONNX (named `teacher`, first) and the packages (named by target), timed in
             turn on this machine; None where nothing was profiled.
         warnings: what a reader should know of the data.
+        leaks: which evaluation examples are in other data of the recipe, one for each that there is.
     """
 
     recipe: dict[str, Any]
@@ -80,6 +85,7 @@ class Ledger:
     versions: dict[str, str]
     comparison: Comparison | None = None
     warnings: list[str] = field(default_factory=list)
+    leaks: list[Leak] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The ledger as plain data, for `ledger.json` and `--json`."""
@@ -108,6 +114,7 @@ def package_entry(
     parameters: int,
     measurement: Measurement,
     flips: Flips | None,
+    unleaked: Scorecard | None = None,
 ) -> Entry:
     """The entry for a package, from its manifest; `folder` relative to the run's."""
     made = manifest["quantization"]
@@ -126,6 +133,7 @@ def package_entry(
         note=manifest["checked"]["note"],
         as_target=manifest["checked"]["as_target"],
         flips=flips,
+        unleaked=unleaked,
     )
 
 
@@ -154,6 +162,24 @@ def print_ledger(ledger: Ledger, console: Console) -> None:
     for entry in ledger.entries:
         table.add_row(*_row(entry, ledger)[:shown])
     console.print(table)
+
+
+def without_leaks(ledger: Ledger) -> str | None:
+    """What each step has on the evaluation examples that are in no other data, in one sentence, if some are."""
+    cards = [(entry, entry.unleaked) for entry in ledger.entries if entry.unleaked]
+    if not cards:
+        return None
+    told = [
+        f"{entry.name} {card.shown(card.value)}"
+        + (f" ({card.difference * 100:+.1f} pp)" if entry.kind != "teacher" else "")
+        for entry, card in cards
+    ]
+    first, leaked = cards[0][1], len(leaked_rows(ledger.leaks))
+    kind = "exact or near duplicates" if any(one.near is not None for one in ledger.leaks) else "exact duplicates"
+    return (
+        f"Without the {leaked:,} evaluation examples that are {kind} of other data, {first.metric} on the other "
+        f"{first.examples:,}: {', '.join(told)}."
+    )
 
 
 def _row(entry: Entry, ledger: Ledger) -> list[str]:

@@ -124,6 +124,7 @@ class Run:
             GateFailed: a stage missed its limits, or, after all of them were made, a package did.
         """
         self.keys = {planned.step: planned.key for planned in self.plan()}
+        self.material.find_leaks(self.cache)
         self._teacher("0-teacher")
         model = self._student("1-student")
         stages = self.recipe.build_stages(STAGES)
@@ -135,8 +136,15 @@ class Run:
 
     def ledger(self) -> Ledger:
         """What is known so far."""
-        warnings = self.material.warnings
-        return Ledger(self.plain, self.entries, lineage.machine(), lineage.versions(), self.comparison, list(warnings))
+        return Ledger(
+            self.plain,
+            self.entries,
+            lineage.machine(),
+            lineage.versions(),
+            self.comparison,
+            list(self.material.warnings),
+            self.material.leaks,
+        )
 
     # The steps.
 
@@ -279,7 +287,13 @@ class Run:
         )
         self.entries.append(
             package_entry(
-                target.id, folder.relative_to(self.out), manifest, model.parameters, measurement, self._flips(key)
+                target.id,
+                folder.relative_to(self.out),
+                manifest,
+                model.parameters,
+                measurement,
+                self._flips(key),
+                self.material.unleaked(self.cache.place("judged", self._judged_key(key)), self.teacher_logits),
             )
         )
         return folder
@@ -362,6 +376,7 @@ class Run:
                 log=record.get("log"),
                 likeness=likeness_from_json(record.get("likeness")),
                 flips=flips_from_json(read_json(judged / "record.json").get("flips")) if kind == "stage" else None,
+                unleaked=self.material.unleaked(judged, self.teacher_logits),
             )
         )
 
@@ -374,7 +389,7 @@ class Run:
         """Copy the checkpoint that passed to `student/`, with its card."""
         with whole_folder(self.out / "student") as aside:
             shutil.copytree(self.out / self.entries[-1].folder / "checkpoint", aside, dirs_exist_ok=True)
-            write_text(aside / "README.md", model_card("Student", self.plain, self.entries, []))
+            write_text(aside / "README.md", model_card("Student", self.plain, self.entries, self.material.warnings))
 
     def _package_card(self, package: Package, model: Model) -> str:
         entry = Entry(
@@ -388,24 +403,14 @@ class Run:
             seconds=package.seconds,
             folder="",
         )
-        limits = [] if package.checked["as_target"] else [package.checked["note"]]
+        limits = [*self.material.warnings, *([] if package.checked["as_target"] else [package.checked["note"]])]
         steps = [step for step in self.entries if step.kind != "package"]
         return model_card(f"Package for {package.target}", self.plain, [*steps, entry], limits)
 
     def _lineage(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
-        material, checkpoint = self.material, self.material.teacher.checkpoint
-        data = {
-            key: {"name": examples.name, "sha256": examples.digest, "examples": len(examples)}
-            for key, examples in (
-                ("train", material.train),
-                ("unlabelled", material.unlabelled),
-                ("eval", material.eval),
-                ("calibrate", material.calibrate),
-            )
-            if examples
-        }
+        checkpoint = self.material.teacher.checkpoint
         teacher = {"source": _short(checkpoint.source), "sha256": checkpoint.digest()}
-        return lineage.lineage(self.recipe.seed, teacher, data, stages)
+        return lineage.lineage(self.recipe.seed, teacher, self.material.sources(), stages)
 
     def _say(self, step: str, what: str) -> None:
         self.console.print(f"[bold]{step}[/] [dim]{what}[/]", highlight=False)

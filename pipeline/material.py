@@ -14,9 +14,11 @@ from potstill.compress.lesson import Lesson
 from potstill.compress.student import Student
 from potstill.compress.teacher import order_of
 from potstill.compress.vocabulary import unknown_tokens
+from potstill.export.calibrate import calibration_indices
 from potstill.pipeline.cache import Cache
 from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
+from potstill.validate.coverage import outside
 from potstill.validate.data import IGNORED, Examples, check_not_empty, join
 from potstill.validate.errors import InputError
 from potstill.validate.files import read_json
@@ -155,6 +157,15 @@ class Material:
         if len(mine) != len(examples) or (rest.labels == IGNORED).all():
             return None
         return self.task.judge(mine[kept], teacher[kept], rest)
+
+    def check_calibration(self, used: int) -> None:
+        """Warn where the examples that gave a package its ranges do not cover the evaluation set; 0 were used: none."""
+        examples = self.calibrate
+        if used and examples is not None:
+            drawn = calibration_indices(len(examples), self.recipe.seed)[:used]
+            sentence = outside(examples.take(drawn.tolist(), "calibration"), self.eval, self.task.length_of)
+            if sentence:
+                self.warn(sentence)
 
     def new_student(self) -> Model:
         """The student before any training: a cut, a checkpoint, or a copy of the teacher."""

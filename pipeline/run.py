@@ -136,15 +136,9 @@ class Run:
 
     def ledger(self) -> Ledger:
         """What is known so far."""
-        return Ledger(
-            self.plain,
-            self.entries,
-            lineage.machine(),
-            lineage.versions(),
-            self.comparison,
-            list(self.material.warnings),
-            self.material.leaks,
-        )
+        warnings, leaks = list(self.material.warnings), self.material.leaks
+        versions = lineage.versions()
+        return Ledger(self.plain, self.entries, lineage.machine(), versions, self.comparison, warnings, leaks)
 
     # The steps.
 
@@ -278,6 +272,7 @@ class Run:
                 card=lambda package: self._package_card(package, model),
             )
             manifest = read_json(folder / MANIFEST)
+        self.material.check_calibration(manifest["quantization"]["calibration_examples"])
         settings = self.recipe.profile
         measurement = self._measured(
             target.id,
@@ -392,6 +387,7 @@ class Run:
             write_text(aside / "README.md", model_card("Student", self.plain, self.entries, self.material.warnings))
 
     def _package_card(self, package: Package, model: Model) -> str:
+        self.material.check_calibration(package.quantized.calibration_examples)
         entry = Entry(
             name=package.target,
             kind="package",

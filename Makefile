@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-slow check bench bench-distillation clean
+.PHONY: install demo test test-slow check bench bench-distillation bench-judge clean
 
 install: $(READY)
 
@@ -46,6 +46,9 @@ bench: $(READY)
 
 bench-distillation: $(READY) .venv-torchdistill/.ready
 	$(BIN)/python benchmarks/distillation.py
+
+bench-judge: $(READY)
+	$(BIN)/python benchmarks/judge.py
 
 clean:
 	rm -rf $(VENV) .venv-torchdistill build dist runs *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -24,6 +24,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def helps(outputs: Path, console: Console) -> dict[str, Any]:
     """Accuracies of the arms, and the gains with their intervals, by case."""
     all_made = {name: case(name, DATA, QUICK) for name in CASES}
     same = {name: twins(made) for name, made in all_made.items()}
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         jobs = {
             (name, arm, seed): pool.submit(right, name, arm, seed, outputs)
             for name in reversed(CASES)

@@ -144,7 +144,7 @@ def make_package(
             target=target.id,
             quantized=quantized,
             scorecard=scorecard,
-            verdict=gate(scorecard) if gate else None,
+            verdict=gate(scorecard, model_bytes) if gate else None,
             checked=_checked(target),
             model_bytes=model_bytes,
             seconds=time.monotonic() - started,

@@ -49,6 +49,10 @@ EvalOption = Annotated[
 ColumnsOption = Annotated[
     str | None, typer.Option("--columns", help="Which columns hold what: text=sentence,label=label.")
 ]
+SlicesOption = Annotated[
+    list[str] | None,
+    typer.Option("--slice", help="Column of --eval to judge slices by; give it once for each."),
+]
 LengthOption = Annotated[int | None, typer.Option("--max-length", help="Text only: tokens kept of an example.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command goes on where it was.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -87,13 +91,14 @@ def compress(
     ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the training examples.")] = None,
     max_drop: Annotated[str | None, typer.Option("--max-drop", help="Most that may be lost: 2pp or 1%.")] = None,
+    slices: SlicesOption = None,
     max_length: LengthOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Distil a teacher into a small student, judged against the teacher."""
     mapping = _mapping(task, teacher, weights, eval_, columns, max_length, max_drop, seed)
-    mapping["data"]["train"] = train
+    mapping["data"] |= {"train": train, "slices": slices or []}
     mapping["stages"] = [{"distill": {} if epochs is None else {"epochs": epochs}}]
     if student_weights and not student:
         raise InputError("--student-weights are weights for --student package.module:factory; say which")
@@ -119,6 +124,7 @@ def export(
     ] = None,
     columns: ColumnsOption = None,
     max_drop: Annotated[str | None, typer.Option("--max-drop", help="Most that may be lost: 1pp or 1%.")] = None,
+    slices: SlicesOption = None,
     max_length: LengthOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -133,7 +139,7 @@ def export(
     mapping = _mapping(
         task or task_of(Checkpoint(checkpoint, weights)), judge[0], judge[1], eval_, columns, max_length, max_drop, seed
     )
-    mapping["data"]["calibrate"] = calibrate
+    mapping["data"] |= {"calibrate": calibrate, "slices": slices or []}
     mapping["targets"] = target
     if teacher:
         mapping["student"] = _student(checkpoint, weights)
@@ -266,6 +272,7 @@ OPTIONS = {
     "data.eval": "--eval",
     "data.calibrate": "--calibrate",
     "data.columns": "--columns",
+    "data.slices": "--slice",
     "data.max_length": "--max-length",
     "gate.max_drop": "--max-drop",
     "student": "--student",

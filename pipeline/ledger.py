@@ -12,11 +12,13 @@ from rich.table import Table
 
 from potstill.compress.likeness import Likeness
 from potstill.targets.measurement import Comparison, Measurement
+from potstill.validate.calibration import Calibration
 from potstill.validate.files import write_json
 from potstill.validate.flips import Flips
-from potstill.validate.gate import Verdict
+from potstill.validate.gate import Gate, Verdict
 from potstill.validate.leaks import Leak, leaked_rows
 from potstill.validate.scorecard import Scorecard, scorecard_from_json
+from potstill.validate.slices import Slice
 
 OUTCOME_STYLE = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
 
@@ -42,6 +44,8 @@ class Entry:
         likeness: of the layers of a stage's student and of the teacher; None where they cannot be read.
         flips: the examples that the teacher had right and this step has wrong, of a stage or a package; None where
             examples have no class.
+        slices: the same step on each slice of the evaluation set, the largest loss first; as `flips`.
+        calibration: how sure it is and how often it is right, beside the teacher; as `flips`.
         unleaked: the scorecard on those evaluation examples that are in no other data, exactly or nearly; None where
             all or none are, or where the metric is not over single outputs of single examples.
     """
@@ -61,6 +65,8 @@ class Entry:
     as_target: bool | None = None
     likeness: Likeness | None = None
     flips: Flips | None = None
+    slices: list[Slice] | None = None
+    calibration: Calibration | None = None
     unleaked: Scorecard | None = None
 
 
@@ -113,10 +119,17 @@ def package_entry(
     manifest: dict[str, Any],
     parameters: int,
     measurement: Measurement,
-    flips: Flips | None,
-    unleaked: Scorecard | None = None,
+    beyond: dict[str, Any],
+    gate: Gate | None,
 ) -> Entry:
-    """The entry for a package, from its manifest; `folder` relative to the run's."""
+    """The entry for a package, from its manifest; `folder` relative to the run's, `beyond` as `examined` gives it.
+
+    Its verdict is the manifest's, with the gate's limits on what was measured.
+    """
+    verdict = TypeAdapter(Verdict | None).validate_python(manifest["verdict"])
+    if gate and verdict:
+        cost = measurement.median_ms, measurement.peak_memory_mb, measurement.where.cpu
+        verdict = gate.with_costs(verdict, *cost)
     made = manifest["quantization"]
     left = f", {made['left_float']} of {made['weighted']} weighted nodes in float" if made["left_float"] else ""
     return Entry(
@@ -124,7 +137,7 @@ def package_entry(
         kind="package",
         what=made["scheme"] + (left if made["scheme"] != "float32" else ""),
         scorecard=scorecard_from_json(manifest["scorecard"]),
-        verdict=TypeAdapter(Verdict | None).validate_python(manifest["verdict"]),
+        verdict=verdict,
         parameters=parameters,
         size_bytes=manifest["model_bytes"],
         seconds=manifest["seconds"],
@@ -132,18 +145,18 @@ def package_entry(
         measurement=measurement,
         note=manifest["checked"]["note"],
         as_target=manifest["checked"]["as_target"],
-        flips=flips,
-        unleaked=unleaked,
+        **beyond,
     )
 
 
 def failure_in_words(entry: Entry, out: Path) -> str:
     """One sentence on a gate that failed, with what to try."""
     assert entry.verdict
+    missed = " and ".join(check.limit for check in entry.verdict.checks if not check.passed)
     if entry.kind == "package":
-        hint = "a target with more bits, more or other calibration examples, or a wider max_drop"
+        hint = f"a target with more bits, more or other calibration examples, or a wider {missed}"
     else:
-        hint = "more epochs, more training examples, a larger student, or a wider max_drop"
+        hint = f"more epochs, more training examples, a larger student, or a wider {missed}"
     return f"{entry.name} missed its gate: {entry.verdict.reason}. It is kept in {out / entry.folder}. Try {hint}"
 
 

@@ -19,12 +19,13 @@ from potstill.pipeline.cache import Cache
 from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
 from potstill.validate.coverage import outside
-from potstill.validate.data import IGNORED, Examples, check_not_empty, join
+from potstill.validate.data import IGNORED, Examples, check_not_empty, join, load_columns
 from potstill.validate.errors import InputError
 from potstill.validate.files import read_json
 from potstill.validate.leaks import Leak, leak, leaked_rows, leaks_from_json, leaks_to_json, shared
 from potstill.validate.predictor import TorchPredictor
 from potstill.validate.scorecard import Scorecard
+from potstill.validate.slices import Cut, by_class, by_column, in_thirds
 from potstill.validate.task import TASKS, Model
 
 HELD_OUT = (0.05, 50, 2000)  # share of the training examples, at least, at most
@@ -76,6 +77,21 @@ class Material:
         """The evaluation set."""
         check_not_empty(self.raw_eval)
         return self.task.checked(self.raw_eval, self.teacher.labels, judging=True)
+
+    @cached_property
+    def cuts(self) -> tuple[Cut, ...]:
+        """How the evaluation set is cut into slices, but for the teacher's confidence; none without classes.
+
+        Raises:
+            InputError: a column to slice by is not there, or has too many values.
+        """
+        if self.task.gives != "class":
+            return ()
+        data, column = self.recipe.data, self.task.length_of
+        beside = load_columns(data.eval, data.slices, "audio" in self.task.features)
+        cuts = [by_class(self.eval.labels, self.teacher.labels)]
+        cuts += [by_column(name, values) for name, values in beside.items()]
+        return (*cuts, *([in_thirds("length", self.eval.lengths(column), " characters")] if column else []))
 
     @cached_property
     def train(self) -> Examples | None:

@@ -13,15 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from potstill.compress.settings import StudentSettings
 from potstill.pipeline import yaml_lines
+from potstill.pipeline.limits import GateSpec
 from potstill.pipeline.yaml_lines import Place, Problem, check, close_to, dotted, in_words, parse
 from potstill.validate.checkpoint import is_factory
 from potstill.validate.data import READERS, split_key
 from potstill.validate.errors import InputError, did_you_mean
-from potstill.validate.gate import parse_limit
 
 DATA_SUFFIXES = (*READERS, ".npz")
 
@@ -38,19 +38,10 @@ TaskWord = Literal[
     "audio-classification",
     "module",
 ]
+OF_CLASSES = ("text-classification", "image-classification", "audio-classification", "module")
 OF_TEXT = ("text-classification", "token-classification", "question-answering", "feature-extraction")
 Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
-
-
-def _limit(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return value  # a wrong type, which the field itself reports
-    try:
-        parse_limit(str(value))
-    except InputError as error:
-        raise ValueError(str(error)) from None
-    return str(value).strip()
 
 
 class _Model(BaseModel):
@@ -79,7 +70,7 @@ class OtherTeacherSpec(CheckpointSpec):
 class DataSpec(_Model):
     """Where the examples are, and which columns hold what; `unlabelled` ones are learned from beside `train`.
 
-    `max_length` is in tokens, for text; `max_seconds` for sounds.
+    `slices` are columns of `eval` that it is sliced by; `max_length` is in tokens, for text; `max_seconds` for sounds.
     """
 
     train: Text | None = None
@@ -87,6 +78,7 @@ class DataSpec(_Model):
     eval: Text
     calibrate: Text | None = None
     columns: dict[str, Text] = {}
+    slices: tuple[Text, ...] = ()
     max_length: Count | None = None
     max_seconds: Annotated[float, Field(gt=0)] | None = None
 
@@ -94,12 +86,6 @@ class DataSpec(_Model):
     def calibration(self) -> str | None:
         """The examples that ranges are measured on: `calibrate`, else `train`."""
         return self.calibrate or self.train
-
-
-class GateSpec(_Model):
-    """What every scorecard must hold: the largest drop against the teacher, in `pp` or `%`."""
-
-    max_drop: Annotated[str, BeforeValidator(_limit)]
 
 
 class ProfileSpec(_Model):
@@ -380,10 +366,16 @@ class _Draft:
     def _check_together(self) -> None:
         """The rules that join two parts of a recipe."""
         data, task = self._part("data", dict), self.data.get("task")
+        gate = self.data.get("gate")
+        for name in ("max_size", "max_latency", "max_memory"):
+            if isinstance(gate, dict) and name in gate and not self.data.get("targets"):
+                self._report(("gate", name), f"{name} is for packages, and the recipe names no targets")
         if self.data.get("targets") and not (data.get("calibrate") or data.get("train")):
             self._report(("targets",), "an export measures ranges on examples: give data.calibrate or data.train")
         if data.get("unlabelled") and not data.get("train"):
             self._report(("data", "unlabelled"), "goes beside labelled examples: give data.train too")
+        if data.get("slices") and task in get_args(TaskWord) and task not in OF_CLASSES:
+            self._report(("data", "slices"), f"for tasks with one class for each example; the task is {task}")
         if data.get("max_length") is not None and task in get_args(TaskWord) and task not in OF_TEXT:
             self._report(("data", "max_length"), f"for text only; the task is {task}")
         if data.get("max_seconds") is not None and task in get_args(TaskWord) and task != "audio-classification":

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from potstill.pipeline import pictures, pictures_training
+from potstill.pipeline import pictures, pictures_reliability, pictures_training, slice_words
 from potstill.pipeline.exhibits import Exhibit
 from potstill.pipeline.ledger import Entry, Ledger, gate_in_words, size_in_words, without_leaks
 from potstill.pipeline.pictures import latency_of, limit_of, signed
@@ -20,6 +20,7 @@ from potstill.validate.gate import parse_limit
 from potstill.validate.scorecard import Scorecard
 
 _WIDE, _NARROW, _HALF = 1036, 344, 506
+MOST_SLICES = 24  # in a table
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[in
     page.filters |= {
         "percent": percent, "range": _range, "points": lambda share: signed(share * 100), "size": size_in_words,
         "span": _span, "gate": gate_in_words, "weights": _weights, "speed": _speed, "duration": _duration, "id": id,
+        "named": slice_words.named, "p": slice_words.p_in_words,
     }  # fmt: skip
     write_text(
         path,
@@ -79,6 +81,9 @@ def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[in
             operators=operator_shares,
             examples=examples or {},
             taught=taught,
+            gaps_in_words=slice_words.gaps_in_words,
+            interval_places=slice_words.interval_places,
+            most_slices=MOST_SLICES,
             recipe=dump(ledger.recipe),
             **_pictures(ledger),
         ),
@@ -100,6 +105,10 @@ def _pictures(ledger: Ledger) -> dict[str, object]:
         "by_latency": both(pictures.against_latency, "latency", _HALF, ledger),
         "curves": each(pictures_training.losses, "loss"),
         "layers": each(pictures_training.likeness, "likeness"),
+        "examined": [
+            (entry, both(pictures_reliability.reliability, f"reliability-{i}", _HALF, entry))
+            for i, entry in enumerate(slice_words.examined(ledger))
+        ],
     }
 
 
@@ -119,7 +128,7 @@ def headline(ledger: Ledger) -> str:
     packages = [entry for entry in ledger.entries if entry.kind == "package"]
     stopped = next((entry for entry in stages if entry in ledger.failed), None)
     if stopped:
-        return f"Stopped: {_loss_against_limit(ledger, stopped)}."
+        return f"Stopped: {_missed(ledger, stopped)}."
     if packages:
         return _of_packages(ledger, packages)
     teacher = ledger.entries[0].scorecard
@@ -141,7 +150,7 @@ def _of_packages(ledger: Ledger, packages: Sequence[Entry]) -> str:
         passed = len(judged) - len(failed)
         most = min(failed, key=lambda entry: entry.scorecard.difference)
         rest = f"{passed} of {len(packages)} passed" if len(packages) > 1 else "the only package failed"
-        return f"{rest[0].upper()}{rest[1:]}: {_loss_against_limit(ledger, most)}."
+        return f"{rest[0].upper()}{rest[1:]}: {_missed(ledger, most)}."
     many = len(packages) > 1
     if len(judged) == len(packages):
         start = f"All {len(packages)} packages passed" if many else "The package passed"
@@ -153,6 +162,14 @@ def _of_packages(ledger: Ledger, packages: Sequence[Entry]) -> str:
     return f"{start}: {', '.join(costs)}{_undecided(packages)}."
 
 
+def _missed(ledger: Ledger, entry: Entry) -> str:
+    """What stopped a step: the drop, else the first limit that did."""
+    missed = [check for check in (entry.verdict.checks if entry.verdict else []) if not check.passed]
+    if missed and missed[0].limit != "max_drop":
+        return f"{entry.name} missed {missed[0].limit}: {missed[0].reason}"
+    return _loss_against_limit(ledger, entry)
+
+
 def _loss_against_limit(ledger: Ledger, entry: Entry) -> str:
     """`distill lost 5.2 points, the limit is 3`, with as many digits as tell the two apart."""
     lost, limit = -entry.scorecard.difference * 100, limit_of(ledger)
@@ -162,7 +179,9 @@ def _loss_against_limit(ledger: Ledger, entry: Entry) -> str:
     text = f"{limit * 100:.{digits}f}".rstrip("0").rstrip(".")
     given = parse_limit(ledger.recipe["gate"]["max_drop"])
     share = f" ({given.amount:g}% of the teacher’s value)" if given.unit == "%" else ""
-    return f"{entry.name} lost {lost:.{digits}f} points, the limit is {text}{share}{_undecided([entry])}"
+    strict = ledger.recipe["gate"].get("undecided") == "strict"
+    told = " (undecided; the gate is strict)" if strict and _undecided([entry]) else _undecided([entry])
+    return f"{entry.name} lost {lost:.{digits}f} points, the limit is {text}{share}{told}"
 
 
 def _undecided(entries: Sequence[Entry]) -> str:
@@ -288,9 +307,7 @@ def unchecked(ledger: Ledger) -> list[str]:
     ]
     for entry in ledger.entries:
         if entry.verdict and entry.verdict.outcome == "undecided":
-            more = entry.verdict.more_examples
-            ask = f"about {more:,} more examples would decide it" if more else "no number of examples would decide it"
-            told.append(f"{entry.name}: the limit lies inside the interval, so the estimate decided; {ask}.")
+            told += [f"{entry.name}: {one.reason}." for one in entry.verdict.checks if one.outcome == "undecided"]
         elif entry.kind in ("stage", "package") and not entry.verdict:
             told.append(f"{entry.name}: no gate judged it.")
     return told

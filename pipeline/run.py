@@ -20,6 +20,7 @@ from potstill.export.package import MANIFEST, MODEL, Order, Package, make_packag
 from potstill.pipeline import lineage
 from potstill.pipeline.cache import WORK, Cache
 from potstill.pipeline.card import model_card
+from potstill.pipeline.examined import examined
 from potstill.pipeline.ledger import Entry, Ledger, failure_in_words, package_entry
 from potstill.pipeline.material import Material
 from potstill.pipeline.ranks import crew
@@ -31,8 +32,7 @@ from potstill.targets.target import load_target
 from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
 from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
-from potstill.validate.flips import Flips, flips, flips_from_json
-from potstill.validate.gate import Gate, parse_limit
+from potstill.validate.flips import flips
 from potstill.validate.predictor import Predictor, TorchPredictor, best_device, predict
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.scorecard import Scorecard, scorecard_from_json
@@ -64,7 +64,7 @@ class Run:
     def __init__(self, recipe: Recipe, out: Path, console: Console) -> None:
         self.recipe, self.out, self.console = recipe, out, console
         self.cache, self.material = Cache(out / "stages"), Material(recipe)
-        self.gate = Gate(parse_limit(recipe.gate.max_drop)) if recipe.gate else None
+        self.gate = recipe.gate.build() if recipe.gate else None
         self.plain = recipe.to_mapping()
         self.entries: list[Entry] = []
         self.made: list[dict[str, Any]] = []
@@ -77,6 +77,7 @@ class Run:
         examples judge the same student anew and train nothing again.
         """
         material, recipe, make = self.material, self.recipe, self.cache.key
+        _ = material.cuts  # a column that cannot be sliced by is told before anything is made
         seed = recipe.seed
         cut_at = [recipe.data.max_length, recipe.data.max_seconds]
         key = make("teacher", task=recipe.task, limits=cut_at, model=lineage.identity(material.teacher, seed))
@@ -153,6 +154,8 @@ class Run:
         judged = self._judged(teacher, key, "teacher")
         self.teacher_logits: NDArray[np.float32] = np.load(judged / "logits.npy", mmap_mode="r")
         self._enter("teacher", "teacher", name, teacher, self.cache.place(step, key), judged)
+        if self.gate:
+            self.gate.check(self.entries[0].scorecard)
 
     def _student(self, step: str) -> Model:
         """The student before training; the teacher itself when no student is asked for."""
@@ -280,17 +283,9 @@ class Run:
             Measurement,
             lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
         )
-        self.entries.append(
-            package_entry(
-                target.id,
-                folder.relative_to(self.out),
-                manifest,
-                model.parameters,
-                measurement,
-                self._flips(key),
-                self.material.unleaked(self.cache.place("judged", self._judged_key(key)), self.teacher_logits),
-            )
-        )
+        judged, place = self.cache.place("judged", self._judged_key(key)), folder.relative_to(self.out)
+        beyond = self._examined(judged) | {"unleaked": self.material.unleaked(judged, self.teacher_logits)}
+        self.entries.append(package_entry(target.id, place, manifest, model.parameters, measurement, beyond, self.gate))
         return folder
 
     def _reference(self) -> Path:
@@ -322,10 +317,10 @@ class Run:
                 record["flips"] = flips(logits, teacher, examples.labels, labels).to_json()
         return card
 
-    def _flips(self, key: str) -> Flips | None:
-        """The flips that were kept when a model was judged, if any were."""
-        record = self.cache.place("judged", self._judged_key(key)) / "record.json"
-        return flips_from_json(read_json(record).get("flips")) if record.is_file() else None
+    def _examined(self, judged: Path) -> dict[str, Any]:
+        """The flips, the slices and the calibration of a model that was judged, for its entry."""
+        teacher = self.cache.place("judged", self._judged_key(self.keys["0-teacher"]))
+        return examined(self.cache, self.material, judged, teacher)
 
     def _measured(self, name: str, packages: list[Path], kind: Any, measure: Callable[[], Any]) -> Any:
         """A measurement of packages, taken again only when a file, the settings or the machine changed."""
@@ -370,7 +365,7 @@ class Run:
                 folder=str(place.relative_to(self.out)),
                 log=record.get("log"),
                 likeness=likeness_from_json(record.get("likeness")),
-                flips=flips_from_json(read_json(judged / "record.json").get("flips")) if kind == "stage" else None,
+                **(self._examined(judged) if kind == "stage" else {}),
                 unleaked=self.material.unleaked(judged, self.teacher_logits),
             )
         )

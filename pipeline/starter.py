@@ -45,6 +45,8 @@ stages:
 
 gate:
   max_drop: 2pp                  # points of the metric against the teacher; 1% is a hundredth of the teacher's value
+# undecided: strict              # lets only what the whole 95 % interval decides pass; default: the estimate decides
+# max_latency: 20ms              # of a package; also max_size, max_memory, min_agreement, max_flips, max_divergence
 
 targets:                         # potstill targets lists them
 $targets

@@ -29,7 +29,7 @@ from potstill.validate.files import sha256_file, sha256_folder, sha256_json
 
 __all__ = [
     "IGNORED", "READERS", "Arrays", "Examples", "Pairs", "Rows", "Table", "check_evaluation_set", "check_not_empty",
-    "join", "load_examples", "split_key",
+    "join", "load_columns", "load_examples", "split_key",
 ]  # fmt: skip
 TEXT_TYPES = ("string", "large_string")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
@@ -64,16 +64,67 @@ def load_examples(
     want = _Wanted(tuple(features), columns, label, labelled)
     if path.suffix == ".npz":
         return _from_npz(path, key, want)
+    return _from_table(*_table(source, "audio" in features, labelled), want)
+
+
+def load_columns(source: str, names: Sequence[str], of_sounds: bool = False) -> dict[str, list[Any]]:
+    """Columns beside those of a task, one value for each example; a class as its name, None for a missing value.
+
+    Args:
+        source: as in `load_examples`, which must have read it before.
+        names: of the columns.
+        of_sounds: whether a folder is one of sounds.
+
+    Raises:
+        InputError: the source lacks a column, or it has more than one value for an example.
+    """
+    import datasets
+
+    if not names:
+        return {}
+    stem, key = split_key(source)
+    if stem.endswith(".npz"):
+        with np.load(Path(stem).expanduser(), allow_pickle=False) as archive:
+            held = {_without_key(name, key): name for name in archive.files if _without_key(name, key)}
+            _check_columns(source, names, list(held))
+            arrays = {name: archive[held[name]] for name in names}
+        many = [name for name, array in arrays.items() if array.ndim != 1]
+        if many:
+            raise InputError(f"data.slices: {many[0]!r} has the shape {arrays[many[0]].shape}, expected (examples,)")
+        return {name: array.tolist() for name, array in arrays.items()}
+    _, table, _ = _table(source, of_sounds, labelled=False)
+    _check_columns(source, names, table.column_names)
+    found = {}
+    for name in names:
+        kind, values = table.features[name], table.data.column(name).to_pylist()
+        if not isinstance(kind, datasets.Value | datasets.ClassLabel):
+            raise InputError(f"data.slices: column {name!r} holds {kind}, expected one word or number for each example")
+        named = isinstance(kind, datasets.ClassLabel)
+        found[name] = [kind.names[i] if i is not None and i >= 0 else None for i in values] if named else values
+    return found
+
+
+def _check_columns(source: str, names: Sequence[str], known: list[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"data.slices: {Path(source).name} has no column {name!r}{did_you_mean(name, known)}")
+
+
+def _table(source: str, of_sounds: bool, labelled: bool) -> tuple[str, Any, str]:
+    """A source that is no .npz: its name, a table of `datasets`, and the SHA-256 of its content."""
+    stem, key = split_key(source)
+    path = Path(stem).expanduser()
     if path.is_dir():
-        return _from_class_folders(path, want)
+        return path.name, _class_folders(path, of_sounds, labelled), sha256_folder(path)
     if path.suffix in READERS:
-        return _from_file(path, want)
+        return path.name, _file(path), sha256_file(path)
     if source.startswith((".", "/", "~")) or path.suffix:
         raise InputError(
             f"no such data: {source}; expected one of {', '.join([*READERS, '.npz'])}, "
             "a folder of class folders of images or sounds, or a hub dataset name"
         )
-    return _from_hub(stem, key or "train", want)
+    table, split = _hub(stem, key or "train"), key or "train"
+    return f"{stem}:{split}", table, f"hub:{stem}:{split}:{table._fingerprint}"
 
 
 @dataclass(frozen=True)
@@ -166,7 +217,7 @@ def _without_key(name: str, key: str | None) -> str:
     return name.removesuffix(f"_{key}") if name.endswith(f"_{key}") else ""
 
 
-def _from_file(path: Path, want: _Wanted) -> Examples:
+def _file(path: Path) -> Any:
     import datasets
 
     if not path.is_file():
@@ -176,28 +227,26 @@ def _from_file(path: Path, want: _Wanted) -> Examples:
         options["keep_default_na"] = False  # the word "null" is a word
     with _quiet_datasets():
         try:
-            table = datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train", **options)
+            return datasets.load_dataset(READERS[path.suffix], data_files=str(path), split="train", **options)
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
             if path.stat().st_size == 0 or "corresponds to no data" in str(error):
                 raise InputError(f"{path} is empty: expected a row of column names, and rows") from error
             raise InputError(f"cannot read {path}: {error.__cause__ or error}") from error
-    return _from_table(path.name, table, want, sha256_file(path))
 
 
-def _from_class_folders(path: Path, want: _Wanted) -> Examples:
+def _class_folders(path: Path, of_sounds: bool, labelled: bool) -> Any:
     import datasets
 
-    if "audio" in want.features:
-        return _from_table(path.name, _sounds(path, want.labelled), want, sha256_folder(path))
+    if of_sounds:
+        return _sounds(path, labelled)
     with _quiet_datasets():
         try:
-            table = datasets.load_dataset("imagefolder", data_dir=str(path.resolve()), split="train")
+            return datasets.load_dataset("imagefolder", data_dir=str(path.resolve()), split="train")
         except (datasets.exceptions.DatasetGenerationError, ValueError, FileNotFoundError) as error:
             raise InputError(
                 f"cannot read images from {path}: {error.__cause__ or error}; "
                 "expected one folder for each class with image files in it"
             ) from error
-    return _from_table(path.name, table, want, sha256_folder(path))
 
 
 def _sounds(path: Path, labelled: bool) -> Any:
@@ -221,20 +270,19 @@ def _sounds(path: Path, labelled: bool) -> Any:
     return datasets.Dataset.from_dict({"audio": sounds, "label": [file.parent.name for file in files]}, features=kinds)
 
 
-def _from_hub(name: str, split: str, want: _Wanted) -> Examples:
+def _hub(name: str, split: str) -> Any:
     import datasets
 
     with _quiet_datasets():
         try:
-            table = datasets.load_dataset(name, split=split)
+            return datasets.load_dataset(name, split=split)
         except ValueError as error:
             raise InputError(f"the hub dataset {name!r} cannot be read: {error}") from error
         except (OSError, ConnectionError, RuntimeError) as error:
             raise Unreachable(f"{name!r} is no file here, and the hub did not give it: {error}") from error
-    return _from_table(f"{name}:{split}", table, want, f"hub:{name}:{split}:{table._fingerprint}")
 
 
-def _from_table(name: str, table: Any, want: _Wanted, digest: str) -> Examples:
+def _from_table(name: str, table: Any, digest: str, want: _Wanted) -> Examples:
     """Rename a `datasets` table's columns, take the labels out, and refuse missing values."""
     import datasets
 

@@ -12,6 +12,8 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 from scipy.special import softmax
 
+from potstill.validate.examples import IGNORED
+
 MOST_SHOWN = 12
 
 
@@ -77,7 +79,8 @@ def flips(
 ) -> Flips:
     """Compare a model's logits (N, C) with the teacher's (N, C) by the labels (N,); `names` of the classes (C).
 
-    Of examples of which the model was equally sure the earlier one comes first.
+    Examples without a label are neither lost nor gained. Of those of which the model was equally sure the earlier one
+    comes first.
     """
     mine, theirs = logits.argmax(axis=1), teacher.argmax(axis=1)
     lost, gained = (theirs == labels) & (mine != labels), (mine == labels) & (theirs != labels)
@@ -95,7 +98,7 @@ def flips(
         for row, p in zip(rows[order], sure[order], strict=True)
     ]
     of_class, of_lost, of_gained = (
-        np.bincount(of, minlength=len(names)) for of in (labels, labels[lost], labels[gained])
+        np.bincount(of, minlength=len(names)) for of in (labels[labels != IGNORED], labels[lost], labels[gained])
     )
     classes = [
         ClassFlips(names[c], int(of_class[c]), int(of_lost[c]), int(of_gained[c]))

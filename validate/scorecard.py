@@ -9,10 +9,13 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from potstill.validate.errors import InputError
-from potstill.validate.metrics import Interval, mcnemar_p, mean_kl, paired_difference, proportion
+from potstill.validate.metrics import Interval, bootstrap, divergences, mcnemar_p, paired_difference, proportion
 
-CLOSED_FORMS = "Wilson’s for the metric and the agreement, Agresti and Min’s paired one for the difference"
-RESAMPLED = "by the paired percentile bootstrap over examples"
+CLOSED_FORMS = (
+    "Wilson’s for the metric, the agreement and the flips, Agresti and Min’s paired one for the difference; "
+    "for KL the bootstrap over examples"
+)
+RESAMPLED = "by the paired bootstrap over examples (expanded percentiles)"
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Scorecard:
         lost: units that the teacher had right and this model has wrong; flips one way.
         gained: the other way.
         mcnemar_p: exact p-value of the hypothesis that both are equally often right.
-        kl_nats: mean KL(teacher ‖ model) over the units.
+        lost_share, lost_interval: `lost` as a share of the units.
+        kl_nats, kl_interval: mean KL(teacher ‖ model) over the units.
         truncated: examples whose input was cut to the longest length.
         unit: what agreement and flips are counted in.
         method: how the intervals were made.
@@ -53,7 +57,10 @@ class Scorecard:
     lost: int | None = None
     gained: int | None = None
     mcnemar_p: float | None = None
+    lost_share: float | None = None
+    lost_interval: Interval | None = None
     kl_nats: float | None = None
+    kl_interval: Interval | None = None
     truncated: int = 0
     unit: str = "examples"
     method: str = CLOSED_FORMS
@@ -93,6 +100,8 @@ def paired(right: NDArray[np.bool_], teacher_right: NDArray[np.bool_]) -> dict[s
         "difference_interval": paired_difference(lost, gained, n),
         "lost": lost,
         "gained": gained,
+        "lost_share": lost / n,
+        "lost_interval": proportion(lost, n),
         "mcnemar_p": mcnemar_p(lost, gained),
     }
 
@@ -108,12 +117,15 @@ def judge(
     check_alike(logits, teacher, len(labels))
     mine, theirs = logits.argmax(axis=1), teacher.argmax(axis=1)
     same, n = int((mine == theirs).sum()), len(labels)
+    apart = divergences(teacher, logits)
+    (kl_interval,) = bootstrap(lambda index: apart[index].mean(axis=1, keepdims=True), n)
     return Scorecard(
         metric="accuracy",
         data=data,
         agreement=same / n,
         agreement_interval=proportion(same, n),
-        kl_nats=mean_kl(teacher, logits),
+        kl_nats=float(apart.mean()),
+        kl_interval=kl_interval,
         truncated=truncated,
         **paired(mine == labels, theirs == labels),
     )

@@ -16,7 +16,7 @@ from potstill.validate.data import load_examples
 from potstill.validate.encoder import Encoder, Inputs, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import IGNORED, Examples, Rows
-from potstill.validate.metrics import bootstrap, mean_kl
+from potstill.validate.metrics import bootstrap, divergences
 from potstill.validate.model import Gives, OneClass
 from potstill.validate.scorecard import RESAMPLED, Scorecard, check_alike
 from potstill.validate.text import OfText
@@ -112,17 +112,21 @@ class TokenClassification(OfText, OneClass):
         right, teacher_right, same = ours == truth, theirs == truth, ours == theirs
         of_entities = any(name[:2].upper() in ("B-", "I-") for name in names)
         entities = entity_counts if of_entities else word_counts
+        said = mine[known].any(axis=1) & teacher[known].any(axis=1)
+        apart = np.where(said, divergences(teacher[known], mine[known]), 0.0)
+        of_words = (same, np.ones(len(text)), teacher_right & ~right, apart, said)
         counts = np.concatenate(
             [
                 entities(ours, truth, text, names, len(examples)),
                 entities(theirs, truth, text, names, len(examples)),
-                np.stack([np.bincount(text, weights, len(examples)) for weights in (same, np.ones(len(text)))], 1),
+                np.stack([np.bincount(text, weights, len(examples)) for weights in of_words], 1),
             ],
             axis=1,
         )
         figures = _figures(counts.sum(axis=0))
-        value, difference, agreement = bootstrap(lambda index: _figures(counts[index].sum(axis=1)), len(examples))
-        said = mine.any(axis=1) & teacher.any(axis=1) & known
+        value, difference, agreement, lost, kl = bootstrap(
+            lambda index: _figures(counts[index].sum(axis=1)), len(examples)
+        )
         return Scorecard(
             metric="entity F1" if of_entities else "accuracy of words",
             examples=len(examples),
@@ -136,7 +140,10 @@ class TokenClassification(OfText, OneClass):
             agreement_interval=agreement,
             lost=int((teacher_right & ~right).sum()),
             gained=int((right & ~teacher_right).sum()),
-            kl_nats=mean_kl(teacher[said], mine[said]),
+            lost_share=float(figures[3]),
+            lost_interval=lost,
+            kl_nats=float(figures[4]),
+            kl_interval=kl,
             truncated=truncated,
             unit="words",
             method=RESAMPLED,
@@ -186,9 +193,10 @@ def word_counts(
 
 
 def _figures(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F1, its difference to the teacher's and the agreement (…, 3), from sums (…, 8) of the counts of texts.
+    """F1, its difference to the teacher's, the shares agreed on and lost, and the mean KL (…, 5), from sums (…, 11).
 
     F1 is twice the right ones over those said and those true; 0 where there are neither.
     """
     ours, theirs = (2 * sums[..., i] / np.maximum(sums[..., i + 1] + sums[..., i + 2], 1) for i in (0, 3))
-    return np.stack([ours, ours - theirs, sums[..., 6] / np.maximum(sums[..., 7], 1)], axis=-1)
+    words, said = (np.maximum(sums[..., i], 1) for i in (7, 10))
+    return np.stack([ours, ours - theirs, sums[..., 6] / words, sums[..., 8] / words, sums[..., 9] / said], axis=-1)

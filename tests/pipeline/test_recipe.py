@@ -186,6 +186,8 @@ sede: 1
         (("text-classification", "module"), "line 7: data.max_length: for text only; the task is module"),
         (("max_length: 128", "max_seconds: 3"), "line 7: data.max_seconds: for sounds only; the task is text-class"),
         (("max_length: 128", "max_seconds: 0"), "line 7: data.max_seconds: should be greater than 0"),
+        (("max_length: 128", "slices: who"), "line 7: data.slices: expected a list; given the text 'who'"),
+        (("max_length: 128", 'slices: [""]'), "line 7: data.slices.0: expected text that is not empty"),
         (("train: train.tsv", "unlabelled: train.tsv"), "data.unlabelled: goes beside labelled examples"),
         (("train: train.tsv", "train: train.tsv\n  unlabelled: no.tsv"), "line 5: data.unlabelled: no such file"),
         (("epochs: 5", "epochs: 0"), "line 10: stages.0.boil: epochs must be at least 1; given 0"),

@@ -2,10 +2,12 @@ import math
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from potstill.compress.likeness import Likeness
@@ -13,12 +15,14 @@ from potstill.pipeline.exhibits import Exhibit
 from potstill.pipeline.ledger import Entry, Ledger
 from potstill.pipeline.report import headline, unchecked, write_report
 from potstill.targets.measurement import Comparison, Measurement, Operator, Timing, Where
+from potstill.validate.calibration import calibration, confidence
 from potstill.validate.errors import InputError
 from potstill.validate.flips import ClassFlips, Flip, Flips
 from potstill.validate.gate import Gate, Verdict, parse_limit
 from potstill.validate.leaks import Leak
 from potstill.validate.metrics import paired_difference, proportion
 from potstill.validate.scorecard import Scorecard
+from potstill.validate.slices import by_class, by_column, in_thirds, slices
 
 N, TEACHER = 872, 805
 WHERE = Where("Linux", "x86_64", "AMD EPYC 7B13 64-Core Processor", 16)
@@ -72,6 +76,24 @@ def flipped(lost: int, gained: int) -> Flips:
     return Flips(worst, lost, gained, [ClassFlips("negative", 428, lost, gained)] if lost + gained else [])
 
 
+@cache
+def examined(seed: int = 0, lost: float = 0.03) -> dict[str, Any]:
+    """Slices, and calibration, of answers that are drawn: the class `negative` loses more."""
+    rng = np.random.default_rng(seed)
+    labels, who = (
+        rng.integers(2, size=N),
+        [("critic", "reader", None)[i] for i in rng.choice(3, N, p=[0.6, 0.395, 0.005])],
+    )
+    theirs = (rng.normal(size=(N, 2)) + 3 * np.eye(2)[labels]).astype(np.float32)
+    mine = theirs.copy()
+    flips = rng.random(N) < np.where(labels == 0, 4 * lost, 0)
+    mine[flips] = theirs[flips][:, ::-1]
+    right, teacher_right = (logits.argmax(axis=1) == labels for logits in (mine, theirs))
+    sure = in_thirds("teacher’s confidence", confidence(theirs), "%")
+    cuts = [by_class(labels, ["negative", "positive"]), by_column("who", who), sure]
+    return {"slices": slices(right, teacher_right, cuts), "calibration": calibration(1.6 * mine, theirs, labels)}
+
+
 def measurement(name: str, ms: float, **changes: Any) -> Measurement:
     fields: dict[str, Any] = {
         "kind": "measured", "package": name, "where": WHERE, "providers": ["CPUExecutionProvider"],
@@ -100,6 +122,7 @@ def package(name: str, lost: int, gained: int, size: float, **more: Any) -> Entr
         "seconds": 21.4,
         "measurement": measurement(name, 4.1),
         "flips": flipped(lost, gained),
+        **examined(lost, 0.04),
     }
     return entry(name, "package", "dynamic int8 weights, per channel", scorecard, size, **(fields | more))
 
@@ -116,7 +139,7 @@ def start() -> Entry:
 def distill(lost: int = 19, gained: int = 14, **more: Any) -> Entry:
     scorecard = card(lost, gained, truncated=12)
     fields = {"verdict": judged(scorecard), "log": training_log(), "seconds": 1840.0, "likeness": alike(),
-              "flips": flipped(lost, gained)}  # fmt: skip
+              "flips": flipped(lost, gained), **examined()}  # fmt: skip
     return entry("distill", "stage", "3 of 6 layers, temperature 2", scorecard, 91.0, **(fields | more))
 
 
@@ -385,11 +408,12 @@ def test_many_classes_are_cut_and_counted(tmp_path: Path) -> None:
 
 
 def test_where_nothing_is_known_of_examples_and_layers_nothing_is_said(tmp_path: Path) -> None:
-    bare = distill(flips=None, likeness=None, log=[{"step": 1.0, "parameters": 9.0}])
+    bare = distill(flips=None, likeness=None, slices=None, calibration=None, log=[{"step": 1.0, "parameters": 9.0}])
     shown = Page(render(ledger([teacher(), bare]), tmp_path)).text
     assert "the student lost" not in shown
     assert "layer by layer" not in shown
     assert "Losses over time" not in shown
+    assert "how sure the models are" not in shown
 
 
 def test_the_report_says_how_often_the_teacher_ran(tmp_path: Path) -> None:

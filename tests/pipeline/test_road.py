@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -488,3 +489,22 @@ def test_a_target_of_ones_own_with_fixed_shapes_and_integers(modules: Path, tmp_
     check_package(tmp_path / "out" / "packages" / "mine")
     session = onnxruntime.InferenceSession(tmp_path / "out" / "packages" / "mine" / "model.onnx")
     assert session.get_inputs()[0].shape == [1, 12, 12, 3]
+
+
+def test_limits_on_what_a_package_costs(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "out", tmp_path / "out")
+    limits = ("gate.undecided=strict", "gate.min_agreement=50%", "gate.max_size=1kB", "gate.max_latency=1ms")
+    words = [word for limit in (*limits, "gate.max_memory=1GB", "gate.max_drop=30pp") for word in ("--set", limit)]
+    done = potstill("run", run / "recipe.yaml", "--out", tmp_path / "out", *words, code=3)
+    assert "or a wider max_size" in done.stderr
+    assert "the model file takes" in done.stderr
+    entries = json.loads((tmp_path / "out" / "ledger.json").read_text())["entries"]
+    student = entries[2]["verdict"]
+    assert (student["passed"], [check["limit"] for check in student["checks"]]) == (True, ["max_drop", "min_agreement"])
+    for package in entries[3:]:
+        found = {check["limit"]: check for check in package["verdict"]["checks"]}
+        assert list(found) == ["max_drop", "min_agreement", "max_size", "max_latency", "max_memory"]
+        assert not found["max_size"]["passed"]
+        assert found["max_latency"]["passed"] == (package["measurement"]["median_ms"] <= 1)
+        assert found["max_memory"]["passed"]
+    assert "missed max_size" in (tmp_path / "out" / "report.html").read_text()

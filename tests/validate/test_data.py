@@ -15,6 +15,7 @@ from potstill.validate.data import (
     Examples,
     check_evaluation_set,
     join,
+    load_columns,
     load_examples,
     split_key,
 )
@@ -242,3 +243,36 @@ def test_arrays_stay_on_disk(tmp_path: Path, save: Any) -> None:
 def test_an_npz_without_rows_is_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "none.npz", x=np.zeros((0, 3)), y=np.zeros(0, dtype=np.int64))
     assert len(load_examples(str(tmp_path / "none.npz"), ("x",), {})) == 0
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_columns_to_slice_by(tmp_path: Path, suffix: str) -> None:
+    source = str(write(tmp_path / f"rows{suffix}"))
+    assert load_columns(source, ["label", "sentence"]) == {"label": [1, 0, 1], "sentence": [text for text, _ in ROWS]}
+    assert load_columns(source, []) == {}
+    with pytest.raises(InputError, match="data.slices: rows.* has no column 'sentense'; did you mean 'sentence'?"):
+        load_columns(source, ["sentense"])
+
+
+def test_arrays_to_slice_by(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.zeros((3, 2)), y=np.arange(3), test_x=np.zeros((2, 2)), test_who=np.array(["f", "m"]))
+    assert load_columns(f"{path}:test", ["who"]) == {"who": ["f", "m"]}
+    assert load_columns(str(path), ["y"]) == {"y": [0, 1, 2]}
+    with pytest.raises(InputError, match=r"'x' has the shape \(3, 2\), expected \(examples,\)"):
+        load_columns(str(path), ["x"])
+
+
+def test_class_folders_to_slice_by(pictures: dict[str, Path]) -> None:
+    found = load_columns(str(pictures["eval"]), ["label"])["label"]
+    examples = load_examples(str(pictures["eval"]), ("image",), {})
+    assert examples.label_names
+    assert found == [examples.label_names[i] for i in examples.labels]
+    with pytest.raises(InputError, match="column 'image' holds Image.*, expected one word or number for each"):
+        load_columns(str(pictures["eval"]), ["image"])
+
+
+def test_missing_values_to_slice_by(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "age": 3}\n{"text": "b", "age": null}\n')
+    assert load_columns(str(path), ["age"]) == {"age": [3, None]}

@@ -55,6 +55,11 @@ def test_a_model_that_is_its_teacher_lost_nothing() -> None:
     assert flips(TEACHER, TEACHER, LABELS, NAMES) == Flips([], 0, 0, [])
 
 
+def test_examples_without_a_label_do_not_count(found: Flips) -> None:
+    labels, more = np.append(LABELS, [-100, -100]), np.zeros((2, 3), dtype=np.float32)
+    assert flips(np.append(MINE, more, axis=0), np.append(TEACHER, more, axis=0), labels, NAMES) == found
+
+
 def test_flips_come_back_from_json(found: Flips) -> None:
     assert flips_from_json(found.to_json()) == found
     assert flips_from_json(None) is None

@@ -1,10 +1,15 @@
 """Limits with units, and verdicts that say how sure they are."""
 
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from potstill.validate.errors import InputError
-from potstill.validate.gate import Gate, Limit, parse_limit
+from potstill.validate.gate import BYTES, NATS, SECONDS, SHARE, Gate, Limit, parse_limit, parse_quantity
+from potstill.validate.metrics import Interval
 from potstill.validate.scorecard import Scorecard, judge
 
 
@@ -81,3 +86,109 @@ def test_a_drop_right_at_the_limit_cannot_be_decided() -> None:
     assert verdict.outcome == "undecided"
     assert verdict.more_examples is None
     assert "no number of examples" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("text", "units", "value"),
+    [
+        ("97%", SHARE, 0.97),
+        ("0.05nats", NATS, 0.05),
+        ("20 MB", BYTES, 20e6),
+        ("1.5GB", BYTES, 1.5e9),
+        ("30ms", SECONDS, 0.03),
+    ],
+)
+def test_quantities_carry_their_unit(text: str, units: Mapping[str, float], value: float) -> None:
+    assert parse_quantity(text, units) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "units", "said"),
+    [
+        ("0.97", SHARE, "write a number above 0 with its unit, like 20%"),
+        ("97", SHARE, "with its unit"),
+        ("1pp", SHARE, "is not a limit here"),
+        ("120%", SHARE, "more than all"),
+        ("20", BYTES, "like 20kB or 20MB or 20GB"),
+        ("20ms", BYTES, "is not a limit here"),
+        ("0ms", SECONDS, "above 0"),
+    ],
+)
+def test_a_quantity_without_its_unit_is_an_error(text: str, units: Mapping[str, float], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        parse_quantity(text, units)
+
+
+@pytest.mark.parametrize("lost", [8, 16])
+def test_a_strict_gate_lets_nothing_undecided_pass(lost: int) -> None:
+    verdict = Gate(parse_limit("2pp"), undecided="strict")(card(lost, 0, 600, 560))
+    assert (verdict.outcome, verdict.passed) == ("undecided", False)
+    assert "the gate is strict" in verdict.reason
+    assert Gate(parse_limit("5pp"), undecided="strict")(card(10, 5, 2000, 1800)).passed
+
+
+def test_a_model_right_at_the_limit_passes_a_strict_gate_at_most_once_in_twenty() -> None:
+    rng, n, lose, gain = np.random.default_rng(0), 1000, 0.04, 0.02
+    gate = Gate(parse_limit("2pp"), undecided="strict")  # the true drop
+    made = [card(int(a), int(b), n, 900) for a, b, _ in rng.multinomial(n, [lose, gain, 1 - lose - gain], size=2000)]
+    passed = sum(gate(one).passed for one in made) / len(made)
+    assert 0.01 < passed <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("limits", "outcome", "passed", "said"),
+    [
+        ({"min_agreement": 0.95}, "pass", True, "accuracy"),
+        ({"min_agreement": 0.989}, "undecided", True, "accuracy"),
+        ({"min_agreement": 0.995}, "fail", False, "agreement 99.00%, 95 % interval"),
+        ({"max_flips": 0.02}, "pass", True, "accuracy"),
+        ({"max_flips": 0.001}, "fail", False, "flips to wrong 0.75%"),
+        ({"max_divergence": 0.02}, "pass", True, "accuracy"),
+        ({"max_divergence": 0.001}, "fail", False, "KL 0.0046 nats"),
+        ({"max_flips": 0.001, "min_agreement": 0.995}, "fail", False, "agreement .*; flips to wrong"),
+    ],
+)
+def test_each_limit_is_judged_by_its_interval(limits: dict[str, float], outcome: str, passed: bool, said: str) -> None:
+    verdict = Gate(parse_limit("5pp"), **limits)(card(30, 10, 4000, 3600))  # type: ignore[arg-type]
+    assert (verdict.outcome, verdict.passed) == (outcome, passed)
+    assert re.search(said, verdict.reason)
+    assert [check.limit for check in verdict.checks] == ["max_drop", *sorted(limits, reverse=True)]
+
+
+def test_one_missed_limit_outweighs_an_undecided_one() -> None:
+    verdict = Gate(parse_limit("2pp"), max_flips=0.001)(card(9, 1, 600, 560))
+    assert [check.outcome for check in verdict.checks] == ["undecided", "fail"]
+    assert (verdict.outcome, verdict.passed, verdict.more_examples) == ("fail", False, None)
+
+
+def test_costs_are_limits_of_packages() -> None:
+    gate = Gate(parse_limit("5pp"), max_size=2e6, max_latency=0.03, max_memory=100e6)
+    judged = card(10, 5, 2000, 1800)
+    assert len(gate(judged).checks) == 1
+    assert not gate(judged, 2_000_001).passed
+    small = gate(judged, 2_000_000)
+    good = gate.with_costs(small, median_ms=30.0, peak_mb=99.0, where="a machine")
+    assert (good.outcome, [check.limit for check in good.checks]) == (
+        "pass",
+        ["max_drop", "max_size", "max_latency", "max_memory"],
+    )
+    slow = gate.with_costs(small, median_ms=30.1, peak_mb=None, where="a machine")
+    assert (slow.outcome, slow.passed) == ("fail", False)
+    assert slow.reason == "the median run on a machine takes 30.1 ms, limit 30 ms"
+    assert "cannot be measured on a machine" in slow.checks[3].reason
+
+
+@pytest.mark.parametrize("name", ["min_agreement", "max_flips", "max_divergence"])
+def test_a_limit_on_what_a_metric_has_not_is_an_error_before_any_training(name: str) -> None:
+    none = {"agreement": None, "lost_share": None, "kl_nats": None}
+    with pytest.raises(InputError, match=rf"gate\.{name}: accuracy has none"):
+        Gate(parse_limit("5pp"), **{name: 0.5}).check(replace(card(1, 1, 100, 90), **none))  # type: ignore[arg-type]
+
+
+def test_the_interval_of_the_divergence_is_that_of_its_mean() -> None:
+    made = card(30, 10, 4000, 3600)
+    assert made.kl_interval is not None
+    half = 1.96 * float(np.std([np.tanh(0.5)] * 40 + [0.0] * 3960)) / np.sqrt(4000)  # KL of a flip: tanh(1/2)
+    assert made.kl_nats == pytest.approx(40 * np.tanh(0.5) / 4000)
+    assert isinstance(made.kl_interval, Interval)
+    assert made.kl_interval.half == pytest.approx(half, rel=0.08)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from potstill.validate.metrics import bootstrap, mcnemar_p, mean_kl, paired_difference, proportion
+from potstill.validate.metrics import bootstrap, divergences, mcnemar_p, paired_difference, proportion
 
 
 def test_wilson_interval_is_its_formula() -> None:
@@ -62,12 +62,28 @@ def test_mcnemar_is_the_binomial_test() -> None:
     assert mcnemar_p(0, 0) == 1.0
 
 
-def test_mean_kl_is_its_formula_in_float64() -> None:
+def test_divergences_are_their_formula_in_float64() -> None:
     rng = np.random.default_rng(2)
     teacher, student = rng.normal(size=(2, 50, 7)).astype(np.float32) * 5
     p = np.exp(teacher.astype(np.float64))
     p /= p.sum(axis=1, keepdims=True)
     q = np.exp(student.astype(np.float64))
     q /= q.sum(axis=1, keepdims=True)
-    assert mean_kl(teacher, student) == pytest.approx(float((p * np.log(p / q)).sum(axis=1).mean()), rel=1e-9)
-    assert mean_kl(teacher, teacher) == 0.0
+    assert divergences(teacher, student) == pytest.approx((p * np.log(p / q)).sum(axis=1), rel=1e-9)
+    assert not divergences(teacher, teacher).any()
+
+
+def test_the_bootstrap_covers_the_truth() -> None:
+    rng, covered = np.random.default_rng(4), 0
+    for values in rng.gamma(0.5, 0.2, size=(2000, 150)):  # skewed, as divergences are; mean 0.1
+        (found,) = bootstrap(lambda index, v=values: v[index].mean(axis=1, keepdims=True), 150, resamples=500)
+        covered += found.low <= 0.1 <= found.high
+    assert 0.93 <= covered / 2000 <= 0.96
+
+
+def test_the_bootstraps_levels_are_hesterbergs() -> None:
+    values, n = np.random.default_rng(5).normal(size=20), 20
+    (found,) = bootstrap(lambda index: values[index].mean(axis=1, keepdims=True), n, resamples=200_000)
+    drawn = values[np.random.default_rng(6).integers(n, size=(200_000, n))].mean(axis=1)
+    share = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [share, 1 - share])), abs=0.01)

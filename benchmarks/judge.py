@@ -1,0 +1,174 @@
+"""Whether the judge can be trusted, by simulation, and what judging costs.
+
+    coverage     of each interval: how often the 95 % interval holds the truth, over 2,000 simulated evaluation sets
+    false_pass   how often a strict gate passes a model whose true drop is right at the limit, over as many
+    overhead     seconds of judging 10,000 examples over those of predicting them, by ResNet-20 on 32 × 32 images with
+                 random weights. Timer: around the whole `judge`, and around the whole `predict`; median of 5, in turn
+
+`QUICK=1` takes fewer resamples and repeats. Prints a table; the last line is JSON, also in `results/judge.json`.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from potstill.pipeline import lineage
+from potstill.validate.checkpoint import Checkpoint
+from potstill.validate.data import Arrays, Examples
+from potstill.validate.embedding import spearman
+from potstill.validate.encoder import ArrayEncoder
+from potstill.validate.files import write_json
+from potstill.validate.gate import Gate, parse_limit
+from potstill.validate.metrics import Interval, bootstrap, paired_difference, proportion
+from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.scorecard import Scorecard, paired
+from potstill.validate.task import TASKS, Model
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = os.environ.get("QUICK") == "1"
+SETS, RESAMPLES, REPEATS, N = 2000, 500 if QUICK else 2000, 3 if QUICK else 5, 10_000
+Drawn = Iterator[tuple[Interval, float]]
+
+
+def accuracy(rng: np.random.Generator) -> Drawn:
+    """Wilson's interval of 92 % on 500 examples."""
+    for right in rng.binomial(500, 0.92, size=SETS):
+        yield proportion(int(right), 500), 0.92
+
+
+def drop(rng: np.random.Generator) -> Drawn:
+    """The paired interval of a drop of 2 points on 500 examples: 5 % lost, 3 % gained."""
+    for lost, gained, _ in rng.multinomial(500, [0.05, 0.03, 0.92], size=SETS):
+        yield paired_difference(int(lost), int(gained), 500), -0.02
+
+
+def divergence(rng: np.random.Generator) -> Drawn:
+    """The bootstrap's interval of a mean of 300 skewed values (gamma, shape 0.5, mean 0.1), as divergences are."""
+    for values in rng.gamma(0.5, 0.2, size=(SETS, 300)):
+        yield by_bootstrap(lambda index, v=values: v[index].mean(axis=1), 300), 0.1
+
+
+def f1(rng: np.random.Generator) -> Drawn:
+    """The bootstrap's interval of a drop of entity F1 over 300 sentences: recall 0.90 and 0.85, precision 1."""
+    truth = 2 * 0.85 / 1.85 - 2 * 0.90 / 1.90
+    for _ in range(SETS):
+        true = rng.poisson(2.0, size=300)
+        theirs = rng.binomial(true, 0.90)
+        counts = np.stack([rng.binomial(theirs, 0.85 / 0.90), theirs, true], axis=1)
+
+        def fall(index: NDArray[np.int64], counts: NDArray[np.int64] = counts) -> NDArray[np.float64]:
+            ours, theirs, true = np.moveaxis(counts[index].sum(axis=1), 1, 0)
+            return 2 * ours / (ours + true) - 2 * theirs / (theirs + true)  # type: ignore[no-any-return]
+
+        yield by_bootstrap(fall, 300), truth
+
+
+def rank_correlation(rng: np.random.Generator) -> Drawn:
+    """The bootstrap's interval of Spearman's correlation over 200 pairs, normal with correlation 0.8."""
+    truth = 6 / np.pi * np.arcsin(0.8 / 2)  # of the ranks (Pearson 1907)
+    for _ in range(SETS):
+        x, y = rng.multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]], size=200).T
+        yield by_bootstrap(lambda index, x=x, y=y: spearman(x[index], y[index]), 200), truth
+
+
+def by_bootstrap(of: Callable[[NDArray[np.int64]], NDArray[np.float64]], n: int) -> Interval:
+    """The interval of one statistic; every set is resampled alike, as every evaluation set is."""
+    return bootstrap(lambda index: of(index)[:, None], n, resamples=RESAMPLES)[0]
+
+
+INTERVALS: dict[str, Callable[[np.random.Generator], Drawn]] = {
+    "accuracy (Wilson)": accuracy,
+    "drop of accuracy (Agresti and Min)": drop,
+    "divergence (bootstrap)": divergence,
+    "drop of F1 (bootstrap over sentences)": f1,
+    "Spearman (bootstrap over pairs)": rank_correlation,
+}
+
+
+def coverage(simulate: Callable[[np.random.Generator], Drawn]) -> float:
+    """The share of simulated sets whose interval holds the truth."""
+    drawn = simulate(np.random.default_rng(0))
+    return float(np.mean([interval.low <= truth <= interval.high for interval, truth in drawn]))
+
+
+def false_pass() -> dict[str, float]:
+    """The share of sets on which a strict gate passes a true drop right at its limit, by the size of the set."""
+    rng, gate, found = np.random.default_rng(1), Gate(parse_limit("2pp"), undecided="strict"), {}
+    for n in (200, 1000, 5000):
+        passed = 0
+        for lost, gained, same in rng.multinomial(n, [0.05, 0.03, 0.92], size=SETS):
+            labels = np.zeros(n, dtype=np.int64)
+            right, wrong = [1.0, 0.0], [0.0, 1.0]
+            teacher = np.repeat([right, wrong, right], [lost, gained, same], axis=0).astype(np.float32)
+            student = np.repeat([wrong, right, right], [lost, gained, same], axis=0).astype(np.float32)
+            passed += gate(paired_card(student, teacher, labels)).passed
+        found[f"n = {n}"] = passed / SETS
+    return found
+
+
+def paired_card(student: NDArray[np.float32], teacher: NDArray[np.float32], labels: NDArray[np.int64]) -> Scorecard:
+    """The scorecard of accuracy without what takes resamples, of which the gate reads nothing here."""
+    mine, theirs = student.argmax(axis=1) == labels, teacher.argmax(axis=1) == labels
+    return Scorecard(metric="accuracy", data="simulated", **paired(mine, theirs))
+
+
+def overhead() -> float:
+    """Seconds of judging over seconds of predicting; median of repeats in turn."""
+    sys.path.insert(0, str(ROOT / "examples" / "cifar10"))
+    from model import resnet20  # type: ignore[import-not-found]
+
+    torch.manual_seed(0)
+    names, core = tuple(map(str, range(10))), resnet20().eval()
+    model = Model(core, ArrayEncoder(), ("x",), names, Checkpoint("model:resnet20"), core)
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, size=(N, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, size=N)
+    examples = Examples("random images", Arrays({"x": x}), y, names, "random")
+    teacher, ratios = rng.normal(size=(N, 10)).astype(np.float32), []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        logits = predict(TorchPredictor(model, "the model", torch.device("cpu")), examples)
+        predicted = time.perf_counter()
+        TASKS["module"].judge(logits, teacher, examples)
+        ratios.append((time.perf_counter() - predicted) / (predicted - started))
+    return statistics.median(ratios)
+
+
+def main() -> None:
+    """Simulate, measure, print, and end with a line of JSON."""
+    console = Console(width=120)
+    torch.set_num_threads(1)
+    found = {name: coverage(simulate) for name, simulate in track(INTERVALS.items(), "simulating")}
+    figures: dict[str, Any] = {"coverage": found, "false_pass": false_pass(), "overhead": overhead()}
+    table = Table(title=f"{SETS:,} simulated sets; intervals of 95 %, {RESAMPLES} resamples", title_justify="left")
+    for heading in ("what", "share, %"):
+        table.add_column(heading)
+    for name, share in found.items():
+        table.add_row(f"holds the truth: {name}", f"{100 * share:.1f}")
+    for size, share in figures["false_pass"].items():
+        table.add_row(f"strict gate passes a drop right at its limit, {size}", f"{100 * share:.1f}")
+    table.add_row(f"judging over predicting, {N:,} images by ResNet-20", f"{100 * figures['overhead']:.2f}")
+    console.print(table)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
+    record = figures | {"quick": QUICK, "machine": lineage.machine(), "versions": lineage.versions()}
+    record |= {"commit": commit.strip() or "unknown"}
+    write_json(ROOT / "benchmarks" / "results" / f"judge{'-quick' if QUICK else ''}.json", record)
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ from potstill.validate.calibration import Calibration
 from potstill.validate.files import write_json
 from potstill.validate.flips import Flips
 from potstill.validate.gate import Gate, Verdict
+from potstill.validate.leaks import Leak, leaked_rows
 from potstill.validate.scorecard import Scorecard, scorecard_from_json
 from potstill.validate.slices import Slice
 
@@ -45,6 +46,8 @@ class Entry:
             examples have no class.
         slices: the same step on each slice of the evaluation set, the largest loss first; as `flips`.
         calibration: how sure it is and how often it is right, beside the teacher; as `flips`.
+        unleaked: the scorecard on those evaluation examples that are in no other data, exactly or nearly; None where
+            all or none are, or where the metric is not over single outputs of single examples.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Entry:
     flips: Flips | None = None
     slices: list[Slice] | None = None
     calibration: Calibration | None = None
+    unleaked: Scorecard | None = None
 
 
 @dataclass
@@ -78,6 +82,7 @@ class Ledger:
         comparison: the teacher's own float32 ONNX (named `teacher`, first) and the packages (named by target), timed in
             turn on this machine; None where nothing was profiled.
         warnings: what a reader should know of the data.
+        leaks: which evaluation examples are in other data of the recipe, one for each that there is.
     """
 
     recipe: dict[str, Any]
@@ -86,6 +91,7 @@ class Ledger:
     versions: dict[str, str]
     comparison: Comparison | None = None
     warnings: list[str] = field(default_factory=list)
+    leaks: list[Leak] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The ledger as plain data, for `ledger.json` and `--json`."""
@@ -169,6 +175,24 @@ def print_ledger(ledger: Ledger, console: Console) -> None:
     for entry in ledger.entries:
         table.add_row(*_row(entry, ledger)[:shown])
     console.print(table)
+
+
+def without_leaks(ledger: Ledger) -> str | None:
+    """What each step has on the evaluation examples that are in no other data, in one sentence, if some are."""
+    cards = [(entry, entry.unleaked) for entry in ledger.entries if entry.unleaked]
+    if not cards:
+        return None
+    told = [
+        f"{entry.name} {card.shown(card.value)}"
+        + (f" ({card.difference * 100:+.1f} pp)" if entry.kind != "teacher" else "")
+        for entry, card in cards
+    ]
+    first, leaked = cards[0][1], len(leaked_rows(ledger.leaks))
+    kind = "exact or near duplicates" if any(one.near is not None for one in ledger.leaks) else "exact duplicates"
+    return (
+        f"Without the {leaked:,} evaluation examples that are {kind} of other data, {first.metric} on the other "
+        f"{first.examples:,}: {', '.join(told)}."
+    )
 
 
 def _row(entry: Entry, ledger: Ledger) -> list[str]:

@@ -8,16 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from potstill.compress.lesson import Lesson
 from potstill.compress.student import Student
 from potstill.compress.teacher import order_of
 from potstill.compress.vocabulary import unknown_tokens
+from potstill.export.calibrate import calibration_indices
+from potstill.pipeline.cache import Cache
 from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
-from potstill.validate.data import IGNORED, Examples, check_not_empty, join, load_columns, shared
+from potstill.validate.coverage import outside
+from potstill.validate.data import IGNORED, Examples, check_not_empty, join, load_columns
 from potstill.validate.errors import InputError
+from potstill.validate.files import read_json
+from potstill.validate.leaks import Leak, leak, leaked_rows, leaks_from_json, leaks_to_json, shared
 from potstill.validate.predictor import TorchPredictor
+from potstill.validate.scorecard import Scorecard
 from potstill.validate.slices import Cut, by_class, by_column, in_thirds
 from potstill.validate.task import TASKS, Model
 
@@ -30,6 +37,8 @@ class Material:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.task = recipe, TASKS[recipe.task]
         self.warnings: list[str] = []
+        self.leaks: list[Leak] = []
+        self.exact: dict[str, NDArray[np.int64]] = {}  # evaluation examples that are in other data, to the byte
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -113,7 +122,8 @@ class Material:
         if not labelled:
             examples = replace(examples, labels=np.full(len(examples.labels), IGNORED), label_names=None)
         examples = self.task.checked(examples, self.teacher.labels)
-        both = shared(self.eval, examples)
+        self.exact[key] = shared(self.eval, examples)
+        both = len(self.exact[key])
         if both == len(self.eval):
             raise InputError(
                 f"all {both} examples of data.eval are in data.{key} ({examples.name}) too; a model is judged on "
@@ -124,6 +134,54 @@ class Material:
         if len(examples) < 2:
             raise InputError(f"data.{key} ({examples.name}) holds {len(examples)} examples; at least 2 are needed")
         return examples
+
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """What each set of examples is: its name, hash and length."""
+        sets = {key: getattr(self, key) for key in ("train", "unlabelled", "eval", "calibrate")}
+        return {
+            key: {"name": examples.name, "sha256": examples.digest, "examples": len(examples)}
+            for key, examples in sets.items()
+            if examples
+        }
+
+    def find_leaks(self, cache: Cache) -> None:
+        """Look for evaluation examples in other data, exactly or nearly; or take what was found from the cache."""
+        others = {key: getattr(self, key) for key in ("train", "unlabelled", "calibrate")}
+        others = {key: examples for key, examples in others.items() if key in self.exact}
+        digests = {key: examples.digest for key, examples in others.items()}
+        key = cache.key("leaks", eval=self.eval.digest, others=digests)
+        if not cache.done("leaks", key):
+            with cache.making("leaks", key) as (_folder, record):
+                found = [leak(name, self.eval, examples, self.exact[name]) for name, examples in others.items()]
+                record["leaks"] = leaks_to_json(found)
+        self.leaks = leaks_from_json(read_json(cache.place("leaks", key) / "record.json")["leaks"])
+        for sentence in filter(None, (one.in_words() for one in self.leaks)):
+            self.warn(sentence)
+
+    def unleaked(self, judged: Path, teacher: NDArray[np.float32]) -> Scorecard | None:
+        """The scorecard without the evaluation examples that are in other data; see `Entry`.
+
+        Args:
+            judged: the folder with a model's logits.
+            teacher: its teacher's.
+        """
+        examples, leaked, logits = self.eval, leaked_rows(self.leaks), judged / "logits.npy"
+        kept = [row for row in range(len(examples)) if row + 1 not in leaked]
+        if not leaked or not kept or not logits.is_file():
+            return None
+        mine, rest = np.load(logits, mmap_mode="r"), examples.take(kept, f"without {len(leaked)} that leaked")
+        if len(mine) != len(examples) or (rest.labels == IGNORED).all():
+            return None
+        return self.task.judge(mine[kept], teacher[kept], rest)
+
+    def check_calibration(self, used: int) -> None:
+        """Warn where the examples that gave a package its ranges do not cover the evaluation set; 0 were used: none."""
+        examples = self.calibrate
+        if used and examples is not None:
+            drawn = calibration_indices(len(examples), self.recipe.seed)[:used]
+            sentence = outside(examples.take(drawn.tolist(), "calibration"), self.eval, self.task.length_of)
+            if sentence:
+                self.warn(sentence)
 
     def new_student(self) -> Model:
         """The student before any training: a cut, a checkpoint, or a copy of the teacher."""

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from potstill.pipeline import pictures, pictures_reliability, pictures_training, slice_words
 from potstill.pipeline.exhibits import Exhibit
-from potstill.pipeline.ledger import Entry, Ledger, gate_in_words, size_in_words
+from potstill.pipeline.ledger import Entry, Ledger, gate_in_words, size_in_words, without_leaks
 from potstill.pipeline.pictures import latency_of, limit_of, signed
 from potstill.pipeline.yaml_lines import dump
 from potstill.targets.measurement import Measurement, Timing
@@ -77,6 +77,7 @@ def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[in
             timings={id(entry): timing_of(ledger, entry) for entry in ledger.entries},
             packages=[entry for entry in ledger.entries if entry.kind == "package"],
             unchecked=unchecked(ledger),
+            unleaked=without_leaks(ledger),
             operators=operator_shares,
             examples=examples or {},
             taught=taught,
@@ -294,6 +295,12 @@ def unchecked(ledger: Ledger) -> list[str]:
     wanted = [Path(name).stem if name.endswith(".yaml") else name for name in ledger.recipe.get("targets", ())]
     told += [f"{name}: no package was made." for name in wanted if name not in named]
     told += ledger.warnings
+    blind = [f"data.{one.source}" for one in ledger.leaks if one.near is None]
+    if blind:
+        told.append(
+            f"Near duplicates of evaluation examples in {', '.join(blind)} were not looked for, only exact ones; they "
+            "are found among texts and pictures."
+        )
     cut = [(entry.name, entry.scorecard) for entry in ledger.entries if entry.scorecard.truncated]
     told += [
         f"{name}: {card.truncated:,} of {card.examples:,} examples were cut to the longest input." for name, card in cut

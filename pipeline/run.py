@@ -125,6 +125,7 @@ class Run:
             GateFailed: a stage missed its limits, or, after all of them were made, a package did.
         """
         self.keys = {planned.step: planned.key for planned in self.plan()}
+        self.material.find_leaks(self.cache)
         self._teacher("0-teacher")
         model = self._student("1-student")
         stages = self.recipe.build_stages(STAGES)
@@ -136,8 +137,9 @@ class Run:
 
     def ledger(self) -> Ledger:
         """What is known so far."""
-        warnings = self.material.warnings
-        return Ledger(self.plain, self.entries, lineage.machine(), lineage.versions(), self.comparison, list(warnings))
+        warnings, leaks = list(self.material.warnings), self.material.leaks
+        versions = lineage.versions()
+        return Ledger(self.plain, self.entries, lineage.machine(), versions, self.comparison, warnings, leaks)
 
     # The steps.
 
@@ -273,6 +275,7 @@ class Run:
                 card=lambda package: self._package_card(package, model),
             )
             manifest = read_json(folder / MANIFEST)
+        self.material.check_calibration(manifest["quantization"]["calibration_examples"])
         settings = self.recipe.profile
         measurement = self._measured(
             target.id,
@@ -280,8 +283,8 @@ class Run:
             Measurement,
             lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
         )
-        beyond = self._examined(self.cache.place("judged", self._judged_key(key)))
-        place = folder.relative_to(self.out)
+        judged, place = self.cache.place("judged", self._judged_key(key)), folder.relative_to(self.out)
+        beyond = self._examined(judged) | {"unleaked": self.material.unleaked(judged, self.teacher_logits)}
         self.entries.append(package_entry(target.id, place, manifest, model.parameters, measurement, beyond, self.gate))
         return folder
 
@@ -363,6 +366,7 @@ class Run:
                 log=record.get("log"),
                 likeness=likeness_from_json(record.get("likeness")),
                 **(self._examined(judged) if kind == "stage" else {}),
+                unleaked=self.material.unleaked(judged, self.teacher_logits),
             )
         )
 
@@ -375,9 +379,10 @@ class Run:
         """Copy the checkpoint that passed to `student/`, with its card."""
         with whole_folder(self.out / "student") as aside:
             shutil.copytree(self.out / self.entries[-1].folder / "checkpoint", aside, dirs_exist_ok=True)
-            write_text(aside / "README.md", model_card("Student", self.plain, self.entries, []))
+            write_text(aside / "README.md", model_card("Student", self.plain, self.entries, self.material.warnings))
 
     def _package_card(self, package: Package, model: Model) -> str:
+        self.material.check_calibration(package.quantized.calibration_examples)
         entry = Entry(
             name=package.target,
             kind="package",
@@ -389,24 +394,14 @@ class Run:
             seconds=package.seconds,
             folder="",
         )
-        limits = [] if package.checked["as_target"] else [package.checked["note"]]
+        limits = [*self.material.warnings, *([] if package.checked["as_target"] else [package.checked["note"]])]
         steps = [step for step in self.entries if step.kind != "package"]
         return model_card(f"Package for {package.target}", self.plain, [*steps, entry], limits)
 
     def _lineage(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
-        material, checkpoint = self.material, self.material.teacher.checkpoint
-        data = {
-            key: {"name": examples.name, "sha256": examples.digest, "examples": len(examples)}
-            for key, examples in (
-                ("train", material.train),
-                ("unlabelled", material.unlabelled),
-                ("eval", material.eval),
-                ("calibrate", material.calibrate),
-            )
-            if examples
-        }
+        checkpoint = self.material.teacher.checkpoint
         teacher = {"source": _short(checkpoint.source), "sha256": checkpoint.digest()}
-        return lineage.lineage(self.recipe.seed, teacher, data, stages)
+        return lineage.lineage(self.recipe.seed, teacher, self.material.sources(), stages)
 
     def _say(self, step: str, what: str) -> None:
         self.console.print(f"[bold]{step}[/] [dim]{what}[/]", highlight=False)

@@ -24,13 +24,12 @@ from potstill.validate.examples import (
     check_not_empty,
     few,
     join,
-    shared,
 )
 from potstill.validate.files import sha256_file, sha256_folder, sha256_json
 
 __all__ = [
     "IGNORED", "READERS", "Arrays", "Examples", "Pairs", "Rows", "Table", "check_evaluation_set", "check_not_empty",
-    "join", "load_columns", "load_examples", "shared", "split_key",
+    "join", "load_columns", "load_examples", "split_key",
 ]  # fmt: skip
 TEXT_TYPES = ("string", "large_string")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")

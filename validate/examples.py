@@ -3,11 +3,8 @@
 Shapes: N examples, R labels of some of them; R is N where each has one.
 """
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +15,6 @@ from potstill.validate.files import sha256_json
 
 Rows = Mapping[str, Any]
 IGNORED = -100  # the label of what has none: left out of every loss and metric
-PRINTED_AT_ONCE = 1024  # rows of arrays read at a time to hash them
 
 
 class Table(Protocol):
@@ -229,51 +225,6 @@ def join(examples: Examples, more: Examples) -> Examples:
         digest=sha256_json([examples.digest, more.digest]),
         offsets=offsets,
     )
-
-
-def shared(one: Examples, other: Examples) -> int:
-    """How many examples of `one` are in `other` too, by their features, to the byte.
-
-    A pair of texts is in a set of single texts when both are.
-    """
-    mine = list(_prints(one))
-    known = set(mine)
-    theirs = Counter(found for found in _prints(other) if found in known)
-    if isinstance(one.table, Pairs) and not isinstance(other.table, Pairs):
-        return sum(a in theirs and b in theirs for a, b in zip(mine[::2], mine[1::2], strict=True))
-    return sum((Counter(mine) & theirs).values())
-
-
-def _prints(examples: Examples) -> Iterator[bytes]:
-    """A hash of each example's features; of a pair, of each text."""
-    table: Any = examples.table
-    if isinstance(table, Arrays):
-        for start in range(0, len(table), PRINTED_AT_ONCE):
-            rows = table[list(range(start, min(start + PRINTED_AT_ONCE, len(table))))]
-            yield from map(_print, zip(*rows.values(), strict=True))
-        return
-    if isinstance(table, Pairs):
-        columns = [np.array(table[list(range(len(table)))]["text"], dtype=object)]
-    else:
-        import datasets
-
-        for name, feature in table.features.items():
-            if isinstance(feature, datasets.Image):
-                table = table.cast_column(name, datasets.Image(decode=False))
-        columns = [table[name] for name in table.column_names]
-    yield from map(_print, zip(*columns, strict=True))
-
-
-def _print(values: Iterable[Any]) -> bytes:
-    """A hash of some features."""
-    return hashlib.sha1(b"\0".join(map(_bytes, values)), usedforsecurity=False).digest()
-
-
-def _bytes(value: Any) -> bytes:
-    """A feature as bytes: an array's, an image's or sound's file, a text's."""
-    if isinstance(value, dict) and "bytes" in value:
-        return value["bytes"] or Path(value["path"]).read_bytes()
-    return value.tobytes() if isinstance(value, np.ndarray) else str(value).encode()
 
 
 def check_evaluation_set(examples: Examples) -> None:

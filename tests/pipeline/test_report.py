@@ -19,6 +19,7 @@ from potstill.validate.calibration import calibration, confidence
 from potstill.validate.errors import InputError
 from potstill.validate.flips import ClassFlips, Flip, Flips
 from potstill.validate.gate import Gate, Verdict, parse_limit
+from potstill.validate.leaks import Leak
 from potstill.validate.metrics import paired_difference, proportion
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.slices import by_class, by_column, in_thirds, slices
@@ -428,3 +429,17 @@ def test_a_ledger_with_likeness_and_flips_is_plain_data() -> None:
     plain = passing().to_json()["entries"][2]
     assert plain["likeness"]["matched"] == [[0, 1], [1, 3], [2, 5]]
     assert plain["flips"]["worst"][1]["row"] == 4
+
+
+def test_a_leaked_evaluation_set_is_loud(tmp_path: Path) -> None:
+    of = mixed()
+    assert "has leaked" not in render(of, tmp_path)
+    rest = replace(card(10, 2), examples=830, value=0.9, difference=-0.012)
+    of.leaks = [Leak("train", N, [3], [(3, 8), (17, 5233)], "so alike"), Leak("calibrate", N, [], None)]
+    of.entries = [replace(entry, unleaked=rest) if i < 2 else entry for i, entry in enumerate(of.entries)]
+    shown = Page(render(of, tmp_path)).text
+    told = (
+        "Without the 2 evaluation examples that are exact or near duplicates of other data, accuracy on the other 830: "
+    )
+    assert f"{told}teacher 90.0%, {of.entries[1].name} 90.0% (-1.2 pp)." in shown
+    assert "Near duplicates of evaluation examples in data.calibrate were not looked for" in " ".join(unchecked(of))

@@ -422,7 +422,9 @@ def test_without_a_student_the_teacher_itself_is_trained_on(
 
 def test_examples_in_both_sets_are_counted(text_teacher: Path, texts: dict[str, Path], tmp_path: Path) -> None:
     leaky = tmp_path / "train.tsv"
-    leaky.write_text(texts["train"].read_text() + "".join(texts["eval"].read_text().splitlines(keepends=True)[1:31]))
+    rows = texts["eval"].read_text().splitlines(keepends=True)[1:]
+    near_ones = [row.upper() for row in rows[100:102]]
+    leaky.write_text(texts["train"].read_text() + "".join(rows[:30] + near_ones))
     done = potstill(
         "compress",
         text_teacher,
@@ -442,10 +444,24 @@ def test_examples_in_both_sets_are_counted(text_teacher: Path, texts: dict[str, 
         tmp_path / "out",
         "--json",
     )
-    (warning,) = json.loads(done.stdout)["warnings"]
-    assert int(warning.split()[0]) >= 30
-    assert "evaluation examples are in data.train too" in warning
-    assert warning in (tmp_path / "out" / "report.html").read_text()
+    ledger, report = json.loads(done.stdout), (tmp_path / "out" / "report.html").read_text()
+    exact, near = ledger["warnings"]
+    assert int(exact.split()[0]) >= 30
+    assert "evaluation examples are in data.train too" in exact
+    assert "more of the 200 evaluation examples have a near duplicate in data.train (5-letter shingles" in near
+    (leak,) = ledger["leaks"]
+    leaked = {row for row, _ in leak["near"]}
+    assert {*leak["exact"], 101, 102} <= leaked
+    assert [101, 631] in leak["near"]
+    rest = [entry["unleaked"] for entry in ledger["entries"]]
+    assert [card["examples"] for card in rest] == [200 - len(leaked)] * 3
+    right = 200 * ledger["entries"][0]["scorecard"]["value"] - rest[0]["value"] * (200 - len(leaked))
+    assert 0 <= round(right) <= len(leaked)  # what the teacher has right of those that leaked
+    card = (tmp_path / "out" / "student" / "README.md").read_text()
+    assert exact in report
+    assert exact in card
+    assert f"Without the {len(leaked)} evaluation examples that are exact or near duplicates of other data" in report
+    assert "were not looked for" not in report
 
 
 def test_a_target_of_ones_own_with_fixed_shapes_and_integers(modules: Path, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from potstill.validate.data import (
     join,
     load_columns,
     load_examples,
-    shared,
     split_key,
 )
 from potstill.validate.errors import InputError, Unreachable
+from potstill.validate.leaks import shared
 
 ROWS = [("a fine film", 1), ('dull "plot', 0), ("null", 1)]
 COLUMNS = {"text": "sentence"}
@@ -176,14 +176,14 @@ def test_names_that_differ_only_in_case_are_one_class(tmp_path: Path) -> None:
 
 def test_shared_examples_are_counted_whatever_the_format(tmp_path: Path, pictures: dict[str, Path]) -> None:
     tables = [load_examples(str(write(tmp_path / f"rows{s}")), ("text",), COLUMNS) for s in (".tsv", ".jsonl")]
-    assert shared(*tables) == 3
-    assert shared(tables[0], tables[1].take([1], "one")) == 1
+    assert len(shared(*tables)) == 3
+    assert len(shared(tables[0], tables[1].take([1], "one"))) == 1
     x = np.arange(12.0).reshape(6, 2)
     one = Examples("a", Arrays({"x": x}), np.zeros(6), None, "a")
-    assert shared(one, Examples("b", Arrays({"x": x[::-1][:4] + 0}), np.zeros(4), None, "b")) == 4
+    assert len(shared(one, Examples("b", Arrays({"x": x[::-1][:4] + 0}), np.zeros(4), None, "b"))) == 4
     train, test = (load_examples(str(pictures[name]), ("image",), {}) for name in ("train", "eval"))
-    assert shared(test, test) == 80
-    assert shared(test, train) == 0
+    assert len(shared(test, test)) == 80
+    assert len(shared(test, train)) == 0
 
 
 def test_unlabelled_examples_join_the_labelled(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_arrays_stay_on_disk(tmp_path: Path, save: Any) -> None:
     assert some.table.columns is examples.table.columns  # type: ignore[attr-defined]
     assert (some.rows([0, 1])["x"] == x[[9, 7]]).all()
     assert (some.labels == y[[9, 7]]).all()
-    assert shared(some, examples) == 2
+    assert len(shared(some, examples)) == 2
     assert (join(some, examples).rows([1, 2])["x"] == x[[7, 0]]).all()
 
 

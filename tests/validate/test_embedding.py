@@ -9,9 +9,10 @@ import torch
 from scipy import stats
 
 from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.data import Examples, Pairs, shared
+from potstill.validate.data import Examples, Pairs
 from potstill.validate.embedding import spearman
 from potstill.validate.errors import InputError
+from potstill.validate.leaks import shared
 from potstill.validate.predictor import TorchPredictor, predict
 from potstill.validate.task import TASKS, Model
 
@@ -127,7 +128,7 @@ def test_training_texts_among_the_pairs_are_counted(tmp_path: Path) -> None:
     (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in "abx"))
     judging = EMBED.examples(str(tmp_path / "e.jsonl"), {}, judging=True)
-    assert shared(judging, EMBED.examples(str(tmp_path / "t.jsonl"), {})) == 1
+    assert len(shared(judging, EMBED.examples(str(tmp_path / "t.jsonl"), {}))) == 1
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
-from potstill.validate.gate import Gate, Verdict
+from potstill.validate.gate import Verdict
 from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.scorecard import Scorecard
@@ -92,8 +92,7 @@ def make_package(
     *,
     calibrate: Examples | None,
     golden: Examples,
-    judge: Callable[[OnnxPredictor], Scorecard],
-    gate: Gate | None,
+    judge: Callable[[OnnxPredictor, int], tuple[Scorecard, Verdict | None]],
     card: Callable[["Package"], str],
 ) -> Package:
     """Quantise a graph for a target, judge the file as ONNX Runtime runs it, and write the package whole.
@@ -108,8 +107,7 @@ def make_package(
         order: the graph and its record.
         calibrate: examples for activation ranges.
         golden: examples whose inputs and outputs an app can test itself with.
-        judge: gives the scorecard of a predictor over the evaluation set.
-        gate: the limits it must hold, if any.
+        judge: of a predictor and the bytes of its model file, its scorecard and the gate's verdict, if there is one.
         card: gives the text of the package's README.
 
     Raises:
@@ -119,7 +117,8 @@ def make_package(
     with whole_folder(folder) as aside:
         scheme = scheme_for(order.graph, target)
         source, order = _source(model, order, scheme)
-        encode, graph = _fixed(model.encode, source, aside, target)
+        encode = package_encoder(model.encode, target)
+        graph = _fixed(encode, source, aside, target)
         if source == order.graph:
             quantized = quantize(graph, aside / MODEL, scheme, calibrate, encode, order.seed)
         else:
@@ -131,20 +130,14 @@ def make_package(
                 part.unlink()
         model_bytes = sum(size_bytes(path) for path in aside.glob(f"{MODEL}*"))
         _check_size(model_bytes, target)
-        predictor = OnnxPredictor(
-            aside / MODEL,
-            encode,
-            f"{target.id} package",
-            read=model.read,
-            session_options=target.runtime.session_options,
-        )
-        scorecard = judge(predictor)
+        predictor = open_package(aside, model, target)
+        scorecard, verdict = judge(predictor, model_bytes)
         package = Package(
             folder=folder,
             target=target.id,
             quantized=quantized,
             scorecard=scorecard,
-            verdict=gate(scorecard, model_bytes) if gate else None,
+            verdict=verdict,
             checked=_checked(target),
             model_bytes=model_bytes,
             seconds=time.monotonic() - started,
@@ -164,17 +157,52 @@ def _source(model: Model, order: Order, scheme: Scheme) -> tuple[Path, Order]:
     return order.graph, order
 
 
-def _fixed(encode: Encoder, graph: Path, aside: Path, target: Target) -> tuple[Encoder, Path]:
-    """The encoder and graph of a target with static shapes, or both as they are."""
+def package_encoder(encode: Encoder, target: Target) -> Encoder:
+    """What feeds a package: the model's own encoder, at one length where the target wants static shapes."""
+    if target.model.shapes == "dynamic" or not isinstance(encode, TextEncoder):
+        return encode
+    return replace(encode, pad_to=encode.max_length, truncated=0)
+
+
+def _fixed(encode: Encoder, graph: Path, aside: Path, target: Target) -> Path:
+    """The graph with static shapes where the target wants them."""
     if target.model.shapes == "dynamic":
-        return encode, graph
-    sequence = None
-    if isinstance(encode, TextEncoder):
-        sequence = encode.max_length
-        encode = replace(encode, pad_to=sequence, truncated=0)
+        return graph
     fixed = aside / "fixed.onnx"
-    fix_shapes(graph, fixed, encode, sequence)
-    return encode, fixed
+    fix_shapes(graph, fixed, encode, encode.max_length if isinstance(encode, TextEncoder) else None)
+    return fixed
+
+
+def open_package(folder: Path, model: Model, target: Target) -> OnnxPredictor:
+    """A package in ONNX Runtime, fed and read as the model that it was made of."""
+    return OnnxPredictor(
+        folder / MODEL,
+        package_encoder(model.encode, target),
+        f"{target.id} package",
+        read=model.read,
+        session_options=target.runtime.session_options,
+    )
+
+
+def read_package(folder: Path) -> Package:
+    """What the manifest of a package says of it."""
+    manifest = read_json(folder / MANIFEST)
+    found = {name: manifest[name] for name in ("scorecard", "verdict", "checked", "model_bytes", "seconds")}
+    found |= {"folder": folder, "target": manifest["target"]["id"], "quantized": manifest["quantization"]}
+    return TypeAdapter(Package).validate_python(found)
+
+
+def reseal(folder: Path, scorecard: Scorecard, verdict: Verdict | None, card: Callable[[Package], str]) -> Package:
+    """Write what a package was judged by into its manifest and its card, where that has changed since it was made."""
+    package, manifest = read_package(folder), read_json(folder / MANIFEST)
+    if (package.scorecard, package.verdict) == (scorecard, verdict):
+        return package
+    package, readme = replace(package, scorecard=scorecard, verdict=verdict), folder / "README.md"
+    write_text(readme, card(package))
+    manifest |= {"scorecard": scorecard.to_json(), "verdict": _plain(verdict) if verdict else None}
+    manifest["files"][readme.name] = _hashed(readme)
+    write_json(folder / MANIFEST, manifest)
+    return package
 
 
 def _check_size(model_bytes: int, target: Target) -> None:
@@ -260,11 +288,13 @@ def _manifest(package: Package, target: Target, order: Order, folder: Path, mode
         "seconds": package.seconds,
         "lineage": order.lineage,
         "files": {
-            path.relative_to(folder).as_posix(): {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
+            path.relative_to(folder).as_posix(): _hashed(path) for path in sorted(folder.rglob("*")) if path.is_file()
         },
     }
+
+
+def _hashed(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_file(path), "bytes": path.stat().st_size}
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -53,6 +53,13 @@ SlicesOption = Annotated[
     list[str] | None,
     typer.Option("--slice", help="Column of --eval to judge slices by; give it once for each."),
 ]
+ShiftedOption = Annotated[
+    str | None, typer.Option("--shifted", help="A second set that judges, of other origin than --eval; same gate.")
+]
+PerturbOption = Annotated[
+    list[str] | None,
+    typer.Option("--perturb", help="Judge on --eval made harder, too: noise, typos, …; give it once for each."),
+]
 LengthOption = Annotated[int | None, typer.Option("--max-length", help="Text only: tokens kept of an example.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command goes on where it was.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -92,13 +99,15 @@ def compress(
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the training examples.")] = None,
     max_drop: Annotated[str | None, typer.Option("--max-drop", help="Most that may be lost: 2pp or 1%.")] = None,
     slices: SlicesOption = None,
+    shifted: ShiftedOption = None,
+    perturb: PerturbOption = None,
     max_length: LengthOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Distil a teacher into a small student, judged against the teacher."""
     mapping = _mapping(task, teacher, weights, eval_, columns, max_length, max_drop, seed)
-    mapping["data"] |= {"train": train, "slices": slices or []}
+    mapping["data"] |= {"train": train} | _judged_by(slices, shifted, perturb)
     mapping["stages"] = [{"distill": {} if epochs is None else {"epochs": epochs}}]
     if student_weights and not student:
         raise InputError("--student-weights are weights for --student package.module:factory; say which")
@@ -125,6 +134,8 @@ def export(
     columns: ColumnsOption = None,
     max_drop: Annotated[str | None, typer.Option("--max-drop", help="Most that may be lost: 1pp or 1%.")] = None,
     slices: SlicesOption = None,
+    shifted: ShiftedOption = None,
+    perturb: PerturbOption = None,
     max_length: LengthOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -139,7 +150,7 @@ def export(
     mapping = _mapping(
         task or task_of(Checkpoint(checkpoint, weights)), judge[0], judge[1], eval_, columns, max_length, max_drop, seed
     )
-    mapping["data"] |= {"calibrate": calibrate, "slices": slices or []}
+    mapping["data"] |= {"calibrate": calibrate} | _judged_by(slices, shifted, perturb)
     mapping["targets"] = target
     if teacher:
         mapping["student"] = _student(checkpoint, weights)
@@ -255,6 +266,11 @@ def _mapping(
     return mapping | ({"gate": {"max_drop": max_drop}} if max_drop is not None else {})
 
 
+def _judged_by(slices: list[str] | None, shifted: str | None, perturb: list[str] | None) -> dict[str, Any]:
+    """What a recipe's data say of judging beside the evaluation set."""
+    return {"slices": slices or [], "perturb": perturb or []} | ({"shifted": shifted} if shifted else {})
+
+
 def _student(text: str, weights: Path | None) -> dict[str, Any]:
     """`layers=3,hidden=192` or a checkpoint."""
     from potstill.pipeline.recipe import parse_pairs
@@ -273,6 +289,8 @@ OPTIONS = {
     "data.calibrate": "--calibrate",
     "data.columns": "--columns",
     "data.slices": "--slice",
+    "data.shifted": "--shifted",
+    "data.perturb": "--perturb",
     "data.max_length": "--max-length",
     "gate.max_drop": "--max-drop",
     "student": "--student",

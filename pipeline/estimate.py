@@ -117,7 +117,7 @@ def estimate(run: Run) -> Plan:
     student = material.new_student() if fresh and left else material.teacher
     steps = [Step(step.step, _what(run, step.step), step.done, 0.0) for step in planned]
     if left:
-        costs = _costs(run, student, device, {step.step for step in planned if not step.done})
+        costs = _costs(run, student, device, {step.step for step in planned if not step.made})
         steps = [replace(step, seconds=0.0 if step.done else costs(step.name)) for step in steps]
     return Plan(
         steps=steps,
@@ -145,18 +145,21 @@ def _what(run: Run, step: str) -> str:
 
 
 def _costs(run: Run, student: Model, device: torch.device, left: set[str]) -> Callable[[str], float]:
-    """Seconds of each step, from timed batches; a training is timed only if it is left to do."""
+    """Seconds of each step, made (where it is in `left`) and judged; a training is timed only if it is left to do."""
     material = run.material
-    examples = len(material.eval)
+    examples = sum(map(len, (material.eval, *material.elsewhere.values())))
     teacher_seconds = _predicting(run, material.teacher, device) * examples
     student_seconds = _predicting(run, student, device) * examples
-    exporting = EXPORT_SECONDS + EXPORT_SECONDS_PER_MB * student.parameters * 4 / 1e6
-    seconds = {"0-teacher": teacher_seconds, "1-student": student_seconds, "graph": exporting, "reference": exporting}
-    for index, (spec, stage) in enumerate(zip(run.recipe.stages, run.recipe.build_stages(STAGES), strict=True)):
-        if f"{index + 2}-{spec.name}" in left:
-            seconds[f"{index + 2}-{spec.name}"] = _training(run, stage, student, device) + student_seconds
     one_by_one = _predicting(run, student, torch.device("cpu"), batch=1) * examples if run.recipe.targets else 0.0
-    return lambda step: seconds.get(step, one_by_one + exporting)
+    exporting = EXPORT_SECONDS + EXPORT_SECONDS_PER_MB * student.parameters * 4 / 1e6
+    making = {"graph": exporting, "reference": exporting}
+    judging = {"0-teacher": teacher_seconds, "1-student": student_seconds, "graph": 0.0, "reference": 0.0}
+    for index, (spec, stage) in enumerate(zip(run.recipe.stages, run.recipe.build_stages(STAGES), strict=True)):
+        name = f"{index + 2}-{spec.name}"
+        making[name], judging[name] = _training(run, stage, student, device) if name in left else 0.0, student_seconds
+    for name in left:
+        making.setdefault(name, exporting if name.startswith("packages/") else 0.0)
+    return lambda step: making.get(step, 0.0) * (step in left) + judging.get(step, one_by_one)
 
 
 def _timed(work: Callable[[], object], times: int = BATCHES) -> float:

@@ -11,13 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill.compress.likeness import Likeness
+from potstill.export.package import Package
+from potstill.pipeline.judging import Judged
 from potstill.targets.measurement import Comparison, Measurement
 from potstill.validate.calibration import Calibration
 from potstill.validate.files import write_json
 from potstill.validate.flips import Flips
 from potstill.validate.gate import Gate, Verdict
 from potstill.validate.leaks import Leak, leaked_rows
-from potstill.validate.scorecard import Scorecard, scorecard_from_json
+from potstill.validate.scorecard import Scorecard
+from potstill.validate.shift import Shift
 from potstill.validate.slices import Slice
 
 OUTCOME_STYLE = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
@@ -46,6 +49,10 @@ class Entry:
             examples have no class.
         slices: the same step on each slice of the evaluation set, the largest loss first; as `flips`.
         calibration: how sure it is and how often it is right, beside the teacher; as `flips`.
+        step: the scorecard against the step before, whose figures stand in the teacher's place: what this step cost.
+            None of the teacher.
+        shifts: the same model on the second set of examples, and on the evaluation set under each perturbation; None of
+            the teacher and of a student before training.
         unleaked: the scorecard on those evaluation examples that are in no other data, exactly or nearly; None where
             all or none are, or where the metric is not over single outputs of single examples.
     """
@@ -67,6 +74,8 @@ class Entry:
     flips: Flips | None = None
     slices: list[Slice] | None = None
     calibration: Calibration | None = None
+    step: Scorecard | None = None
+    shifts: list[Shift] | None = None
     unleaked: Scorecard | None = None
 
 
@@ -114,38 +123,29 @@ class Ledger:
 
 
 def package_entry(
-    name: str,
-    folder: Path,
-    manifest: dict[str, Any],
-    parameters: int,
-    measurement: Measurement,
-    beyond: dict[str, Any],
-    gate: Gate | None,
+    package: Package, folder: Path, parameters: int, measurement: Measurement, found: Judged, gate: Gate | None
 ) -> Entry:
-    """The entry for a package, from its manifest; `folder` relative to the run's, `beyond` as `examined` gives it.
+    """The entry for a package; `folder` relative to the run's.
 
-    Its verdict is the manifest's, with the gate's limits on what was measured.
+    Its verdict is the package's own, with the gate's limits on what was measured.
     """
-    verdict = TypeAdapter(Verdict | None).validate_python(manifest["verdict"])
+    verdict, made = package.verdict, package.quantized
     if gate and verdict:
-        cost = measurement.median_ms, measurement.peak_memory_mb, measurement.where.cpu
-        verdict = gate.with_costs(verdict, *cost)
-    made = manifest["quantization"]
-    left = f", {made['left_float']} of {made['weighted']} weighted nodes in float" if made["left_float"] else ""
+        verdict = gate.with_costs(verdict, measurement.median_ms, measurement.peak_memory_mb, measurement.where.cpu)
+    left = f", {made.left_float} of {made.weighted} weighted nodes in float" if made.left_float else ""
     return Entry(
-        name=name,
+        name=package.target,
         kind="package",
-        what=made["scheme"] + (left if made["scheme"] != "float32" else ""),
-        scorecard=scorecard_from_json(manifest["scorecard"]),
+        what=made.scheme + (left if made.scheme != "float32" else ""),
         verdict=verdict,
         parameters=parameters,
-        size_bytes=manifest["model_bytes"],
-        seconds=manifest["seconds"],
+        size_bytes=package.model_bytes,
+        seconds=package.seconds,
         folder=str(folder),
         measurement=measurement,
-        note=manifest["checked"]["note"],
-        as_target=manifest["checked"]["as_target"],
-        **beyond,
+        note=package.checked["note"],
+        as_target=package.checked["as_target"],
+        **vars(found),
     )
 
 

@@ -22,9 +22,10 @@ from potstill.validate.coverage import outside
 from potstill.validate.data import IGNORED, Examples, check_not_empty, join, load_columns
 from potstill.validate.errors import InputError
 from potstill.validate.files import read_json
-from potstill.validate.leaks import Leak, leak, leaked_rows, leaks_from_json, leaks_to_json, shared
+from potstill.validate.leaks import Leak, leak, leaks_from_json, leaks_to_json, shared
+from potstill.validate.perturb import perturbed
 from potstill.validate.predictor import TorchPredictor
-from potstill.validate.scorecard import Scorecard
+from potstill.validate.shift import SHIFTED
 from potstill.validate.slices import Cut, by_class, by_column, in_thirds
 from potstill.validate.task import TASKS, Model
 
@@ -79,6 +80,22 @@ class Material:
         return self.task.checked(self.raw_eval, self.teacher.labels, judging=True)
 
     @cached_property
+    def elsewhere(self) -> dict[str, Examples]:
+        """What models are judged on beside the evaluation set: `shifted`, then it under each perturbation, by name.
+
+        Raises:
+            InputError: the second set cannot judge, is the evaluation set, or a perturbation does not fit the task.
+        """
+        data, found = self.recipe.data, {}
+        if data.shifted:
+            raw = self.task.examples(data.shifted, data.columns, judging=True)
+            check_not_empty(raw)
+            found[SHIFTED] = self.task.checked(raw, self.teacher.labels, judging=True)
+            if len(shared(found[SHIFTED], self.eval)) == len(found[SHIFTED]):
+                raise InputError("all examples of data.shifted are in data.eval too; give examples of another kind")
+        return found | {name: perturbed(self.eval, name, self.recipe.task) for name in data.perturb}
+
+    @cached_property
     def cuts(self) -> tuple[Cut, ...]:
         """How the evaluation set is cut into slices, but for the teacher's confidence; none without classes.
 
@@ -87,11 +104,15 @@ class Material:
         """
         if self.task.gives != "class":
             return ()
-        data, column = self.recipe.data, self.task.length_of
+        data = self.recipe.data
         beside = load_columns(data.eval, data.slices, "audio" in self.task.features)
-        cuts = [by_class(self.eval.labels, self.teacher.labels)]
-        cuts += [by_column(name, values) for name, values in beside.items()]
-        return (*cuts, *([in_thirds("length", self.eval.lengths(column), " characters")] if column else []))
+        own = self.cuts_of(self.eval)
+        return (own[0], *(by_column(name, values) for name, values in beside.items()), *own[1:])
+
+    def cuts_of(self, examples: Examples) -> tuple[Cut, ...]:
+        """Slices by class, and by length where there are texts."""
+        column, classes = self.task.length_of, by_class(examples.labels, self.teacher.labels)
+        return (classes, *([in_thirds("length", examples.lengths(column), " characters")] if column else []))
 
     @cached_property
     def train(self) -> Examples | None:
@@ -138,6 +159,7 @@ class Material:
     def sources(self) -> dict[str, dict[str, Any]]:
         """What each set of examples is: its name, hash and length."""
         sets = {key: getattr(self, key) for key in ("train", "unlabelled", "eval", "calibrate")}
+        sets[SHIFTED] = self.elsewhere.get(SHIFTED)
         return {
             key: {"name": examples.name, "sha256": examples.digest, "examples": len(examples)}
             for key, examples in sets.items()
@@ -157,22 +179,6 @@ class Material:
         self.leaks = leaks_from_json(read_json(cache.place("leaks", key) / "record.json")["leaks"])
         for sentence in filter(None, (one.in_words() for one in self.leaks)):
             self.warn(sentence)
-
-    def unleaked(self, judged: Path, teacher: NDArray[np.float32]) -> Scorecard | None:
-        """The scorecard without the evaluation examples that are in other data; see `Entry`.
-
-        Args:
-            judged: the folder with a model's logits.
-            teacher: its teacher's.
-        """
-        examples, leaked, logits = self.eval, leaked_rows(self.leaks), judged / "logits.npy"
-        kept = [row for row in range(len(examples)) if row + 1 not in leaked]
-        if not leaked or not kept or not logits.is_file():
-            return None
-        mine, rest = np.load(logits, mmap_mode="r"), examples.take(kept, f"without {len(leaked)} that leaked")
-        if len(mine) != len(examples) or (rest.labels == IGNORED).all():
-            return None
-        return self.task.judge(mine[kept], teacher[kept], rest)
 
     def check_calibration(self, used: int) -> None:
         """Warn where the examples that gave a package its ranges do not cover the evaluation set; 0 were used: none."""

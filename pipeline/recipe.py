@@ -70,7 +70,8 @@ class OtherTeacherSpec(CheckpointSpec):
 class DataSpec(_Model):
     """Where the examples are, and which columns hold what; `unlabelled` ones are learned from beside `train`.
 
-    `slices` are columns of `eval` that it is sliced by; `max_length` is in tokens, for text; `max_seconds` for sounds.
+    `slices` are columns of `eval` that it is sliced by; `shifted` is a second set that judges, and `perturb` names what
+    else is done to the first; `max_length` is in tokens, for text; `max_seconds` for sounds.
     """
 
     train: Text | None = None
@@ -79,6 +80,8 @@ class DataSpec(_Model):
     calibrate: Text | None = None
     columns: dict[str, Text] = {}
     slices: tuple[Text, ...] = ()
+    shifted: Text | None = None
+    perturb: tuple[Text, ...] = ()
     max_length: Count | None = None
     max_seconds: Annotated[float, Field(gt=0)] | None = None
 
@@ -317,7 +320,7 @@ class _Draft:
                     section["checkpoint"] = self._resolve(path, value, must_exist=not _may_be_hub_name(value))
             for path, section, value in self._texts(owner, "weights"):
                 section["weights"] = self._resolve(path, value, must_exist=True)
-        for path, section, value in self._texts("data", "train", "unlabelled", "eval", "calibrate"):
+        for path, section, value in self._texts("data", "train", "unlabelled", "eval", "shifted", "calibrate"):
             file, key = split_key(value)
             looks_local = file.endswith(DATA_SUFFIXES) or bool(re.search(r"/[^/]*\.[A-Za-z]\w*$", file))
             found = self._resolve(path, file, must_exist=looks_local or not _may_be_hub_name(file))

@@ -8,16 +8,18 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from potstill.pipeline import pictures, pictures_reliability, pictures_training, slice_words
+from potstill.pipeline import pictures, pictures_reliability, pictures_training, slice_words, step_words
 from potstill.pipeline.exhibits import Exhibit
 from potstill.pipeline.ledger import Entry, Ledger, gate_in_words, size_in_words, without_leaks
 from potstill.pipeline.pictures import latency_of, limit_of, signed
+from potstill.pipeline.step_words import ends_of, interval_places
 from potstill.pipeline.yaml_lines import dump
 from potstill.targets.measurement import Measurement, Timing
 from potstill.validate.errors import InputError
 from potstill.validate.files import write_text
 from potstill.validate.gate import parse_limit
 from potstill.validate.scorecard import Scorecard
+from potstill.validate.slices import Slice
 
 _WIDE, _NARROW, _HALF = 1036, 344, 506
 MOST_SLICES = 24  # in a table
@@ -82,7 +84,11 @@ def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[in
             examples=examples or {},
             taught=taught,
             gaps_in_words=slice_words.gaps_in_words,
-            interval_places=slice_words.interval_places,
+            slice_places=slice_places,
+            alone_in_words=step_words.alone_in_words,
+            fragile_in_words=step_words.fragile_in_words,
+            split=split(ledger),
+            shifted=[(entry, shift_places(entry)) for entry in step_words.shifted_entries(ledger)],
             most_slices=MOST_SLICES,
             recipe=dump(ledger.recipe),
             **_pictures(ledger),
@@ -110,6 +116,26 @@ def _pictures(ledger: Ledger) -> dict[str, object]:
             for i, entry in enumerate(slice_words.examined(ledger))
         ],
     }
+
+
+def split(ledger: Ledger) -> list[tuple[Entry, tuple[float, float, float]]]:
+    """The entries with a step of their own, and where its interval is drawn."""
+    entries = [entry for entry in ledger.entries if entry.step]
+    ends = [ends_of(one.step.difference, one.step.difference_interval) for one in entries if one.step]
+    return list(zip(entries, interval_places(ends), strict=True))
+
+
+def slice_places(slices: Sequence[Slice]) -> list[tuple[float, float, float]]:
+    """Where the intervals of slices are drawn; those that are too small to be tested are not."""
+    return interval_places(
+        [ends_of(one.difference, one.interval) if one.p is not None else (0, 0, 0) for one in slices]
+    )
+
+
+def shift_places(entry: Entry) -> list[tuple[float, float, float]]:
+    """Where the intervals of an entry's differences to the teacher are drawn: as it is, then on each other set."""
+    cards = [entry.scorecard, *(one.scorecard for one in entry.shifts or [])]
+    return interval_places([ends_of(card.difference, card.difference_interval) for card in cards])
 
 
 def taught(entry: Entry) -> tuple[int, int] | None:

@@ -4,11 +4,10 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from rich.console import Console
 
@@ -16,11 +15,22 @@ from potstill.compress.lesson import Lesson
 from potstill.compress.likeness import likeness_from_json
 from potstill.compress.student import Student
 from potstill.export.graph import Parity, export_graph
-from potstill.export.package import MANIFEST, MODEL, Order, Package, make_package, write_reference
+from potstill.export.package import (
+    MANIFEST,
+    MODEL,
+    Order,
+    Package,
+    make_package,
+    open_package,
+    package_encoder,
+    read_package,
+    reseal,
+    write_reference,
+)
 from potstill.pipeline import lineage
 from potstill.pipeline.cache import WORK, Cache
 from potstill.pipeline.card import model_card
-from potstill.pipeline.examined import examined
+from potstill.pipeline.judging import Judge, Judged, Subject, verdict_on
 from potstill.pipeline.ledger import Entry, Ledger, failure_in_words, package_entry
 from potstill.pipeline.material import Material
 from potstill.pipeline.ranks import crew
@@ -31,11 +41,11 @@ from potstill.targets.measurement import Comparison, Measurement
 from potstill.targets.target import load_target
 from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
-from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
-from potstill.validate.flips import flips
-from potstill.validate.predictor import Predictor, TorchPredictor, best_device, predict
+from potstill.validate.files import read_json, size_bytes, whole_folder, write_json, write_text
+from potstill.validate.gate import Verdict
+from potstill.validate.predictor import TorchPredictor, best_device
 from potstill.validate.quantized import FakeQuantized
-from potstill.validate.scorecard import Scorecard, scorecard_from_json
+from potstill.validate.scorecard import Scorecard
 from potstill.validate.task import Model
 
 OPSET = 20
@@ -44,11 +54,17 @@ TRAINED = "trained.onnx"  # the graph that holds the integers of quantisation-aw
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """A step before its turn: its folder's name, the hash of all that it depends on, and whether it is done."""
+    """A step before its turn: its folder's name, the hash of all that it depends on, and what of it is done."""
 
     step: str
     key: str
-    done: bool
+    made: bool
+    judged: bool = True
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left of it."""
+        return self.made and self.judged
 
 
 class Run:
@@ -64,6 +80,8 @@ class Run:
     def __init__(self, recipe: Recipe, out: Path, console: Console) -> None:
         self.recipe, self.out, self.console = recipe, out, console
         self.cache, self.material = Cache(out / "stages"), Material(recipe)
+        self.judge = Judge(self.cache, self.material)
+        self.last: Subject | None = None  # the model that was judged last, but for packages
         self.gate = recipe.gate.build() if recipe.gate else None
         self.plain = recipe.to_mapping()
         self.entries: list[Entry] = []
@@ -73,11 +91,11 @@ class Run:
     def plan(self) -> list[Planned]:
         """The steps in order, each with its key and whether it is done.
 
-        A step hangs on the models and examples that made it, not on the evaluation set: more evaluation
-        examples judge the same student anew and train nothing again.
+        A step hangs on the models and examples that made it, not on what judges it: more evaluation examples, or
+        another gate, judge the same models anew and make nothing again.
         """
         material, recipe, make = self.material, self.recipe, self.cache.key
-        _ = material.cuts  # a column that cannot be sliced by is told before anything is made
+        _ = material.cuts, material.elsewhere  # what cannot be judged by is told before anything is made
         seed = recipe.seed
         cut_at = [recipe.data.max_length, recipe.data.max_seconds]
         key = make("teacher", task=recipe.task, limits=cut_at, model=lineage.identity(material.teacher, seed))
@@ -88,7 +106,7 @@ class Run:
             digest = Checkpoint(own.checkpoint, own.weights).digest() if own.checkpoint else None
             cut_by = material.student_examples.digest if material.student_examples else None
             key = make("student", previous=key, settings=settings_of(own), sha256=digest, examples=cut_by, seed=seed)
-            steps.append(self._planned("1-student", key))
+            steps.append(self._planned("1-student", key, whole=not recipe.stages))
         others = [
             [*lineage.identity(model, seed), spec.weight]
             for model, spec in zip(material.other_teachers, recipe.other_teachers, strict=True)
@@ -100,23 +118,19 @@ class Run:
         if recipe.targets:
             samples = material.samples.digest
             key = make("graph", previous=key, opset=OPSET, samples=samples)
-            steps.append(self._planned("graph", key))
+            steps.append(Planned("graph", key, self.cache.done("graph", key)))
             for name in recipe.targets:
                 target = load_target(name).model_dump(mode="json")
-                gate, judged_on = str(self.gate), material.eval.digest
-                step_key = make("package", graph=key, target=target, gate=gate, eval=judged_on, seed=seed)
+                step_key = make("package", graph=key, target=target, seed=seed)
                 manifest = self.out / "packages" / target["id"] / MANIFEST
                 done = manifest.is_file() and read_json(manifest).get("key") == step_key
-                steps.append(Planned(f"packages/{target['id']}", step_key, done))
-            steps.append(self._planned("reference", make("reference", teacher=teacher, opset=OPSET, samples=samples)))
+                steps.append(Planned(f"packages/{target['id']}", step_key, done, self.judge.predicted(step_key)))
+            key = make("reference", teacher=teacher, opset=OPSET, samples=samples)
+            steps.append(Planned("reference", key, self.cache.done("reference", key)))
         return steps
 
-    def _planned(self, step: str, key: str) -> Planned:
-        return Planned(step, key, self.cache.done(step, key))
-
-    def _judged_key(self, key: str) -> str:
-        """The key of a model's scorecard, from the model's and the teacher's keys and the evaluation set."""
-        return self.cache.key("judged", model=key, teacher=self.keys["0-teacher"], eval=self.material.eval.digest)
+    def _planned(self, step: str, key: str, whole: bool = True) -> Planned:
+        return Planned(step, key, self.cache.done(step, key), self.judge.predicted(key, whole))
 
     def __call__(self) -> None:
         """Walk the road; what is done already is taken from the run's folder.
@@ -151,9 +165,7 @@ class Run:
             with self.cache.making(step, key) as (_folder, record):
                 record |= {"size_bytes": teacher.parameters * 4, "seconds": 0.0}  # bytes of the weights as they run
         self._say("teacher", name)
-        judged = self._judged(teacher, key, "teacher")
-        self.teacher_logits: NDArray[np.float32] = np.load(judged / "logits.npy", mmap_mode="r")
-        self._enter("teacher", "teacher", name, teacher, self.cache.place(step, key), judged)
+        self._enter("teacher", "teacher", name, teacher, step)
         if self.gate:
             self.gate.check(self.entries[0].scorecard)
 
@@ -164,9 +176,8 @@ class Run:
             return self.material.new_student() if stages else self.material.teacher
         settings = TypeAdapter(type(spec)).dump_python(spec, mode="json", exclude_defaults=True)
         what = _short(Student(**dataclasses.asdict(spec)).in_words(self.material.teacher))
-        model, place = self._made(step, "student", what, settings, lambda: (self.material.new_student(), {}))
-        judged = self._judged(model, self.keys[step], "student")
-        self._enter("student", "start" if stages else "stage", what, model, place, judged)
+        model = self._made(step, "student", what, settings, lambda: (self.material.new_student(), {}))
+        self._enter("student", "start" if stages else "stage", what, model, step)
         self._stop_if_failed()
         return model
 
@@ -175,12 +186,12 @@ class Run:
         settings = settings_of(stage)
         what, work = in_words(settings), self.cache.folder / f"{WORK}{step}-{self.keys[step][:10]}"
         work.mkdir(parents=True, exist_ok=True)
-        trained, place = self._made(step, name, what, settings, lambda: (model, self._train(stage, model, work)))
+        trained = self._made(step, name, what, settings, lambda: (model, self._train(stage, model, work)))
         shutil.rmtree(work)
         if hasattr(stage, "notes"):  # a stage may say what a reader should know, from its log
-            for sentence in stage.notes(read_json(place / "record.json")["log"]):
+            for sentence in stage.notes(self._record(step)["log"]):
                 self.material.warn(sentence)
-        self._enter(name, "stage", what, trained, place, self._judged(trained, self.keys[step], name))
+        self._enter(name, "stage", what, trained, step)
         self._stop_if_failed()
         return trained
 
@@ -204,7 +215,7 @@ class Run:
         what: str,
         settings: dict[str, Any],
         make: Callable[[], tuple[Model, dict[str, Any]]],
-    ) -> tuple[Model, Path]:
+    ) -> Model:
         """A step's checkpoint, made now or taken from the cache; `make` gives what to record beside."""
         key = self.keys[step]
         if not self.cache.done(step, key):
@@ -220,10 +231,13 @@ class Run:
                 own = read_json(checkpoint / RECORD) if (checkpoint / RECORD).is_file() else {}
                 stage = {"name": name, "settings": settings, "seconds": record["seconds"]}
                 write_json(checkpoint / RECORD, own | self._lineage([*self.made, stage]))
-        place = self.cache.place(step, key)
-        record = read_json(place / "record.json")
-        self.made.append({"name": name, "settings": settings, "seconds": record["seconds"]})
-        return self.material.load(place / "checkpoint"), place
+        self.made.append({"name": name, "settings": settings, "seconds": self._record(step)["seconds"]})
+        return self.material.load(self.cache.place(step, key) / "checkpoint")
+
+    def _record(self, step: str) -> dict[str, Any]:
+        """What was recorded of a step that is done."""
+        record: dict[str, Any] = read_json(self.cache.place(step, self.keys[step]) / "record.json")
+        return record
 
     def _packages(self, model: Model) -> None:
         """A package for each target, all of them before a failed gate stops the run; then all timed in turn."""
@@ -232,7 +246,7 @@ class Run:
         reference, threads = self._reference(), self.recipe.profile.threads or 1
         self.comparison = self._measured(
             "comparison",
-            packages,
+            ["reference", *(f"packages/{package.name}" for package in packages)],
             Comparison,
             lambda: local.compare([reference, *packages], runs=self.recipe.profile.runs, threads=threads),
         )
@@ -260,8 +274,8 @@ class Run:
         """One target's package, judged and profiled; an entry of the ledger."""
         target = load_target(name)
         folder, key = self.out / "packages" / target.id, self.keys[f"packages/{target.id}"]
-        manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-        if manifest.get("key") != key:
+        subject = Subject(key, package_encoder(model.encode, target), lambda: open_package(folder, model, target))
+        if not (folder / MANIFEST).is_file() or read_json(folder / MANIFEST).get("key") != key:
             self._say(target.id, target.title)
             make_package(
                 folder,
@@ -270,23 +284,27 @@ class Run:
                 Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made), trained),
                 calibrate=self.material.calibrate,
                 golden=self.material.samples,
-                judge=lambda predictor: self._judge_into(predictor, key, self.teacher_logits),
-                gate=self.gate,
+                judge=lambda made, size: self._seal(self.judge(replace(subject, open=lambda: made), self.last), size),
                 card=lambda package: self._package_card(package, model),
             )
-            manifest = read_json(folder / MANIFEST)
-        self.material.check_calibration(manifest["quantization"]["calibration_examples"])
+        found = self.judge(subject, after=self.last)
+        seal = self._seal(found, read_package(folder).model_bytes)
+        package = reseal(folder, *seal, lambda package: self._package_card(package, model))
+        self.material.check_calibration(package.quantized.calibration_examples)
         settings = self.recipe.profile
         measurement = self._measured(
             target.id,
-            [folder],
+            [f"packages/{target.id}"],
             Measurement,
             lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
         )
-        judged, place = self.cache.place("judged", self._judged_key(key)), folder.relative_to(self.out)
-        beyond = self._examined(judged) | {"unleaked": self.material.unleaked(judged, self.teacher_logits)}
-        self.entries.append(package_entry(target.id, place, manifest, model.parameters, measurement, beyond, self.gate))
+        place = folder.relative_to(self.out)
+        self.entries.append(package_entry(package, place, model.parameters, measurement, found, self.gate))
         return folder
+
+    def _seal(self, found: Judged, size_bytes: int) -> tuple[Scorecard, Verdict | None]:
+        """What a package says of itself: its scorecard, and the gate's verdict."""
+        return found.scorecard, verdict_on(found, self.gate, size_bytes)
 
     def _reference(self) -> Path:
         """The teacher's own float32 ONNX with golden inputs, to time the packages against."""
@@ -299,35 +317,12 @@ class Run:
 
     # Measuring, judging and recording.
 
-    def _judged(self, model: Model, key: str, name: str) -> Path:
-        """The folder with a model's logits and scorecard on the evaluation set, made now or before."""
-        if not self.cache.done("judged", self._judged_key(key)):
-            teacher = None if name == "teacher" else self.teacher_logits
-            self._judge_into(TorchPredictor(model, f"the {name}", best_device()), key, teacher)
-        return self.cache.place("judged", self._judged_key(key))
-
-    def _judge_into(self, predictor: Predictor, key: str, teacher: NDArray[np.float32] | None) -> Scorecard:
-        """Judge, and keep the logits, the scorecard and the flips in the run's folder under the model's key."""
-        examples, labels = self.material.eval, self.material.teacher.labels
-        with self.cache.making("judged", self._judged_key(key)) as (folder, record):
-            logits, card = self._judge(predictor, teacher)
-            np.save(folder / "logits.npy", logits)
-            record["scorecard"] = card.to_json()
-            if teacher is not None and self.material.task.gives == "class":
-                record["flips"] = flips(logits, teacher, examples.labels, labels).to_json()
-        return card
-
-    def _examined(self, judged: Path) -> dict[str, Any]:
-        """The flips, the slices and the calibration of a model that was judged, for its entry."""
-        teacher = self.cache.place("judged", self._judged_key(self.keys["0-teacher"]))
-        return examined(self.cache, self.material, judged, teacher)
-
-    def _measured(self, name: str, packages: list[Path], kind: Any, measure: Callable[[], Any]) -> Any:
-        """A measurement of packages, taken again only when a file, the settings or the machine changed."""
+    def _measured(self, name: str, steps: list[str], kind: Any, measure: Callable[[], Any]) -> Any:
+        """A measurement of packages, taken again only when what made them, the settings or the machine changed."""
         key = self.cache.key(
             "measurement",
             of=name,
-            packages=[sha256_file(package / MANIFEST) for package in packages],
+            packages=[self.keys[step] for step in steps],
             profile=self.recipe.profile.model_dump(),
             machine=lineage.machine(),
         )
@@ -338,35 +333,24 @@ class Run:
         record = read_json(self.cache.place("measured", key) / "record.json")
         return TypeAdapter(kind).validate_python(record["value"])
 
-    def _judge(
-        self, predictor: Predictor, teacher: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.float32], Scorecard]:
-        """Logits and scorecard on the evaluation set; without a teacher, of the teacher itself."""
-        examples, before = self.material.eval, predictor.encode.truncated
-        logits = predict(predictor, examples, self.material.task.length_of)
-        truncated = predictor.encode.truncated - before
-        teacher = logits if teacher is None else teacher
-        return logits, self.material.task.judge(logits, teacher, examples, predictor.encode, truncated)
-
-    def _enter(self, name: str, kind: Any, what: str, model: Model, place: Path, judged: Path) -> None:
-        """Add a checkpoint's step to the ledger."""
-        record = read_json(place / "record.json")
-        card = scorecard_from_json(read_json(judged / "record.json")["scorecard"])
+    def _enter(self, name: str, kind: Any, what: str, model: Model, step: str) -> None:
+        """Judge a checkpoint's step and add it to the ledger."""
+        subject = Subject(self.keys[step], model.encode, lambda: TorchPredictor(model, f"the {name}", best_device()))
+        found = self.judge(subject, after=self.last, whole=kind == "stage")
+        self.last, record = subject, self._record(step)
         self.entries.append(
             Entry(
                 name=name,
                 kind=kind,
                 what=what,
-                scorecard=card,
-                verdict=self.gate(card) if self.gate and kind == "stage" else None,
+                verdict=verdict_on(found, self.gate) if kind == "stage" else None,
                 parameters=model.parameters,
                 size_bytes=record["size_bytes"],
                 seconds=record["seconds"],
-                folder=str(place.relative_to(self.out)),
+                folder=str(self.cache.place(step, self.keys[step]).relative_to(self.out)),
                 log=record.get("log"),
                 likeness=likeness_from_json(record.get("likeness")),
-                **(self._examined(judged) if kind == "stage" else {}),
-                unleaked=self.material.unleaked(judged, self.teacher_logits),
+                **vars(found),
             )
         )
 

@@ -43,12 +43,3 @@ def gaps_in_words(slices: Sequence[Slice]) -> str:
     small = sum(one.p is None for one in slices)
     have = "slice has" if small == 1 else "slices have"
     return first + (f" {small} {have} fewer than {LEAST_TESTED} examples: shown, not tested." if small else "")
-
-
-def interval_places(slices: Sequence[Slice]) -> list[tuple[float, float, float]]:
-    """Where each slice's interval begins, its difference is and its interval ends; the farthest tested one at ±1."""
-    ends = [(one.interval.low, one.difference, one.interval.high) for one in slices]
-    most = max(
-        (max(-low, high) for (low, _, high), one in zip(ends, slices, strict=True) if one.p is not None), default=1
-    )
-    return [(low / most, at / most, high / most) for low, at, high in ends]

@@ -14,6 +14,7 @@ from potstill.pipeline.recipe import Recipe
 from potstill.pipeline.report import unchecked, write_report
 from potstill.pipeline.run import Run
 from potstill.pipeline.stages import STAGES
+from potstill.pipeline.step_words import split_in_words
 from potstill.validate.errors import PotstillError
 from potstill.validate.files import write_text
 
@@ -52,6 +53,8 @@ def walk(recipe: Recipe, out: Path, quiet: bool = False) -> tuple[Ledger, Potsti
         shown = exhibits(run.material.eval, ledger.entries)
         write_report(ledger, out / "report.html", title=out.name, examples=shown)
         print_ledger(ledger, console)
+        if split := split_in_words(ledger):
+            console.print(split, highlight=False)
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
         for warning in filter(None, [*ledger.warnings, without_leaks(ledger)]):
             console.print(f"[yellow]{warning}[/]", highlight=False)

@@ -388,10 +388,11 @@ def test_more_evaluation_examples_train_nothing_again(run: Path, texts: dict[str
     more = tmp_path / "more.tsv"
     more.write_text(texts["eval"].read_text() + "a very good film\t1\n")
     words = ("run", run / "recipe.yaml", "--out", run / "out", "--set", f"data.eval={more}", "--dry-run", "--json")
-    done = {step["name"]: step["done"] for step in json.loads(potstill(*words).stdout)["steps"]}
-    assert done["2-distill"]
-    assert done["graph"]
-    assert not done["packages/laptop-x86-vnni"]
+    steps = {step["name"]: step for step in json.loads(potstill(*words).stdout)["steps"]}
+    assert steps["graph"]["done"]
+    for name in ("0-teacher", "1-student", "2-distill", "packages/laptop-x86-vnni"):  # judged again
+        assert not steps[name]["done"]
+        assert 0 < steps[name]["seconds"] < 5
 
 
 def test_without_a_student_the_teacher_itself_is_trained_on(

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 from potstill.pipeline.ledger import Entry
 from potstill.pipeline.pictures import signed
 from potstill.pipeline.pictures_reliability import reliability
-from potstill.pipeline.slice_words import examined, gaps_in_words, interval_places, named, p_in_words
+from potstill.pipeline.report import slice_places
+from potstill.pipeline.slice_words import examined, gaps_in_words, named, p_in_words
 from potstill.validate.slices import Slice, by_class, slices
 from tests.pipeline.test_pictures_training import WIDTHS, words
 from tests.pipeline.test_report import Page, distill, ledger, passing, render, start, teacher
@@ -49,13 +50,12 @@ def test_words_of_a_slice() -> None:
 
 def test_intervals_are_drawn_on_one_scale() -> None:
     found = sliced(60, 8, 1)
-    places = interval_places(found)
+    places = slice_places(found)
     most = max(abs(end) for one in found for end in (one.interval.low, one.interval.high) if one.p is not None)
     assert max(abs(end) for place in places[:2] for end in place) == 1
-    for one, (low, middle, high) in zip(found, places, strict=True):
-        assert (low * most, middle * most, high * most) == pytest.approx(
-            (one.interval.low, one.difference, one.interval.high)
-        )
+    for one, place in zip(found, places, strict=True):
+        drawn = (one.interval.low, one.difference, one.interval.high) if one.p is not None else (0, 0, 0)
+        assert [end * most for end in place] == pytest.approx(drawn)
 
 
 def test_the_last_stage_and_the_packages_are_shown() -> None:

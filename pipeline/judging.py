@@ -1,0 +1,217 @@
+"""Each model of a run judged: predicted once on each set of examples, and asked from what was kept.
+
+In the run's cache:
+    predicted-…   a model's rows on one set of examples: `logits.npy`
+    judged-…      what these say of the model beside its teacher's: a `Judged`
+Another question (other slices, another second set) so predicts nothing again that was predicted before.
+
+Shapes: N examples, R rows that are judged (N where each example has one class), C classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache as once
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from potstill.pipeline.cache import Cache
+from potstill.pipeline.material import Material
+from potstill.validate.calibration import Calibration, calibration, confidence
+from potstill.validate.encoder import Encoder
+from potstill.validate.examples import IGNORED, Examples
+from potstill.validate.files import read_json
+from potstill.validate.flips import Flips, flips
+from potstill.validate.gate import Gate, Verdict, verdict_of
+from potstill.validate.leaks import leaked_rows
+from potstill.validate.perturb import in_words
+from potstill.validate.predictor import Predictor, predict
+from potstill.validate.scorecard import Scorecard
+from potstill.validate.shift import SHIFTED, Shift, fragility
+from potstill.validate.slices import Cut, Slice, in_thirds, slices
+
+LOGITS = "logits.npy"
+
+
+@checked_dataclass(frozen=True)
+class Judged:
+    """What is known of a model that was judged; the fields are those of a ledger's `Entry`."""
+
+    scorecard: Scorecard
+    step: Scorecard | None = None
+    unleaked: Scorecard | None = None
+    flips: Flips | None = None
+    slices: list[Slice] | None = None
+    calibration: Calibration | None = None
+    shifts: list[Shift] | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be judged.
+
+    Attributes:
+        key: a hash of all that made it.
+        encode: what turns raw examples into its inputs.
+        open: gives what predicts; called only where something is to be predicted.
+    """
+
+    key: str
+    encode: Encoder
+    open: Callable[[], Predictor]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model and another one, mostly its teacher, say of the same examples.
+
+    Attributes:
+        examples: N of them.
+        mine, theirs: the rows (R, C) of both, on the disk.
+        truncated: how many of the model's inputs were cut.
+    """
+
+    examples: Examples
+    mine: NDArray[Any]
+    theirs: NDArray[Any]
+    truncated: int
+
+    def right(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Whether each of them has each labelled example right (N,), where each example has one class."""
+        known = self.examples.labels != IGNORED
+        labels = self.examples.labels[known]
+        return self.mine.argmax(axis=1)[known] == labels, self.theirs.argmax(axis=1)[known] == labels
+
+
+class Judge:
+    """Judges the models of one run against its teacher, who comes first."""
+
+    def __init__(self, cache: Cache, material: Material) -> None:
+        self.cache, self.material, self.task = cache, material, material.task
+        self.teacher: Subject | None = None
+
+    def __call__(self, subject: Subject, after: Subject | None = None, whole: bool = True) -> Judged:
+        """What is known of a model, found out now or before.
+
+        Args:
+            subject: the model.
+            after: the model of the step before, which it is compared with too.
+            whole: whether to look beyond scorecards: flips, slices, calibration and other sets of examples.
+        """
+        self.teacher = self.teacher or subject
+        subject, material = replace(subject, open=once(subject.open)), self.material
+        also = {name: examples.digest for name, examples in material.elsewhere.items()}
+        key = self.cache.key(
+            "judged",
+            models=[one.key for one in (subject, self.teacher, after) if one],
+            eval=material.eval.digest,
+            leaked=sorted(leaked_rows(material.leaks)),
+            beyond=[material.recipe.data.slices, also, material.recipe.seed] if whole else None,
+        )
+        if not self.cache.done("judged", key):
+            found = self._judged(subject, after, whole)
+            with self.cache.making("judged", key) as (_, record):
+                record["judged"] = TypeAdapter(Judged).dump_python(found, mode="json")
+        record = read_json(self.cache.place("judged", key) / "record.json")
+        return TypeAdapter(Judged).validate_python(record["judged"])
+
+    def _judged(self, subject: Subject, after: Subject | None, whole: bool) -> Judged:
+        answers = self._answers(subject, self.material.eval)
+        card = self._card(answers, subject)
+        step = None
+        if after:
+            step = self._card(self._answers(subject, self.material.eval, after), subject)
+        found = Judged(card, step, self._unleaked(answers))
+        if not whole:
+            return found
+        return replace(found, **self._looked_into(answers), shifts=self._shifts(subject, answers))
+
+    def predicted(self, key: str, whole: bool = True) -> bool:
+        """Whether all that a model says of the sets that it is judged on was kept; `whole` as above."""
+        sets = [self.material.eval, *(self.material.elsewhere.values() if whole else ())]
+        return all(self.cache.done("predicted", self._rows_key(key, examples)) for examples in sets)
+
+    def _rows_key(self, key: str, examples: Examples) -> str:
+        return self.cache.key("predicted", model=key, examples=examples.digest)
+
+    def _predicted(self, subject: Subject, examples: Examples) -> tuple[NDArray[Any], int]:
+        """A model's rows (R, C) on some examples, from the disk, and how many of its inputs were cut."""
+        key = self._rows_key(subject.key, examples)
+        if not self.cache.done("predicted", key):
+            predictor = subject.open()
+            before = predictor.encode.truncated
+            with self.cache.making("predicted", key) as (folder, record):
+                np.save(folder / LOGITS, predict(predictor, examples, self.task.length_of))
+                record["truncated"] = predictor.encode.truncated - before
+        place = self.cache.place("predicted", key)
+        return np.load(place / LOGITS, mmap_mode="r"), read_json(place / "record.json")["truncated"]
+
+    def _answers(self, subject: Subject, examples: Examples, other: Subject | None = None) -> Answers:
+        """What a model and another one, its teacher if none is given, say of some examples."""
+        other = other or self.teacher
+        assert other
+        (mine, truncated), (theirs, _) = (self._predicted(one, examples) for one in (subject, other))
+        return Answers(examples, mine, theirs, truncated)
+
+    def _card(self, answers: Answers, subject: Subject) -> Scorecard:
+        return self.task.judge(answers.mine, answers.theirs, answers.examples, subject.encode, answers.truncated)
+
+    def _unleaked(self, answers: Answers) -> Scorecard | None:
+        """The scorecard without the evaluation examples that are in other data; see `Entry`."""
+        examples, leaked = answers.examples, leaked_rows(self.material.leaks)
+        kept = [row for row in range(len(examples)) if row + 1 not in leaked]
+        if not leaked or not kept or len(answers.mine) != len(examples):
+            return None
+        rest = examples.take(kept, f"without {len(leaked)} that leaked")
+        if (rest.labels == IGNORED).all():
+            return None
+        return self.task.judge(answers.mine[kept], answers.theirs[kept], rest)
+
+    def _looked_into(self, answers: Answers) -> dict[str, Any]:
+        """The fields `flips`, `slices` and `calibration`; none of a task without classes."""
+        if self.task.gives != "class":
+            return {}
+        found = flips(answers.mine, answers.theirs, answers.examples.labels, self.material.teacher.labels)
+        return {"flips": found, **self._sliced(answers, self.material.cuts)}
+
+    def _sliced(self, answers: Answers, cuts: tuple[Cut, ...]) -> dict[str, Any]:
+        """The fields `slices` and `calibration`, by some cuts and the teacher's confidence."""
+        known = answers.examples.labels != IGNORED
+        mine, theirs, labels = (one[known] for one in (answers.mine, answers.theirs, answers.examples.labels))
+        sure = in_thirds("teacher’s confidence", confidence(theirs), "%")
+        return {
+            "slices": slices(*answers.right(), [*(cut.take(known) for cut in cuts), sure]),
+            "calibration": calibration(mine, theirs, labels, self.material.recipe.seed),
+        }
+
+    def _shifts(self, subject: Subject, as_is: Answers) -> list[Shift]:
+        """The model on the second set, and on the evaluation set under each perturbation."""
+        found, of_classes = [], self.task.gives == "class"
+        for by, examples in self.material.elsewhere.items():
+            answers = self._answers(subject, examples)
+            card = self._card(answers, subject)
+            if by == SHIFTED:
+                more = self._sliced(answers, self.material.cuts_of(examples)) if of_classes else {}
+                found.append(Shift(by, examples.name, card, **more))
+            else:
+                change, interval = fragility(as_is.right(), answers.right()) if of_classes else (None, None)
+                what = in_words(self.material.eval, by, self.material.recipe.task)
+                found.append(Shift(by, what, card, change=change, interval=interval))
+        return found
+
+
+def verdict_on(found: Judged, gate: Gate | None, size_bytes: int | None = None) -> Verdict | None:
+    """A gate's verdict on a model, on the second set too where there is one; `size_bytes` of a package's model file."""
+    if gate is None:
+        return None
+    checks = list(gate(found.scorecard, size_bytes).checks)
+    for shift in found.shifts or []:
+        if shift.by == SHIFTED:
+            there = gate(shift.scorecard).checks
+            checks += [
+                replace(one, limit=f"{SHIFTED} {one.limit}", reason=f"on {shift.what}: {one.reason}") for one in there
+            ]
+    return verdict_of(checks)

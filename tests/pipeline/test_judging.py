@@ -1,0 +1,166 @@
+"""Models are predicted once; everything else that is asked of them is answered from what was kept."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from potstill.pipeline.cli import call
+from tests.conftest import sentences, write_tsv
+from tests.pipeline.test_road import check_package
+
+TARGET = "laptop-x86-vnni"
+
+
+@pytest.fixture(scope="module")
+def run(text_teacher: Path, texts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small student and its package, judged on a second set and on the first one made harder."""
+    folder = tmp_path_factory.mktemp("run")
+    write_tsv(folder / "shifted.tsv", sentences(90, 7))
+    (folder / "recipe.yaml").write_text(
+        f"""
+task: text-classification
+teacher: {text_teacher}
+data:
+  train: {texts["train"]}
+  eval: {texts["eval"]}
+  shifted: {folder / "shifted.tsv"}
+  perturb: [typos]
+  columns: {{text: sentence}}
+student: {{layers: 1, hidden: 16}}
+stages:
+  - distill: {{epochs: 1}}
+gate: {{max_drop: 90pp}}
+targets: [{TARGET}]
+profile: {{runs: 5}}
+"""
+    )
+    assert call(["run", str(folder / "recipe.yaml"), "--out", str(folder / "out")]) == 0
+    return folder
+
+
+def again(run: Path, *settings: str) -> int:
+    return call(["run", str(run / "recipe.yaml"), "--out", str(run / "out"), *(f"--set={one}" for one in settings)])
+
+
+def entries(run: Path) -> dict[str, Any]:
+    return {one["name"]: one for one in json.loads((run / "out" / "ledger.json").read_text())["entries"]}
+
+
+def made(run: Path) -> dict[str, int]:
+    """When each step's folder and each package's model was written."""
+    paths = [*(run / "out" / "stages").iterdir(), *(run / "out" / "packages").glob("*/model.onnx")]
+    return {str(path.relative_to(run / "out")): path.stat().st_mtime_ns for path in paths}
+
+
+def added(run: Path, before: dict[str, int]) -> set[str]:
+    """Kinds of steps that were written since."""
+    after = made(run)
+    assert {name: after[name] for name in before} == before
+    return {name.removeprefix("stages/").partition("-")[0] for name in after.keys() - before}
+
+
+def test_steps_add_up(run: Path) -> None:
+    found = entries(run)
+    student, distill, package = (found[name] for name in ("student", "distill", TARGET))
+    assert found["teacher"]["step"] is None
+    assert student["step"]["difference"] == student["scorecard"]["difference"]
+    alone = [one["step"]["difference"] for one in (student, distill, package)]
+    assert sum(alone[:2]) == pytest.approx(distill["scorecard"]["difference"])
+    assert sum(alone) == pytest.approx(package["scorecard"]["difference"])
+    for one, other in ((distill, student), (package, distill)):
+        assert one["step"]["teacher_value"] == other["scorecard"]["value"]
+        low, high = (one["step"]["difference_interval"][end] for end in ("low", "high"))
+        assert low <= one["step"]["difference"] <= high
+
+
+def test_a_second_set_is_judged_as_transformers_would(run: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    with (run / "shifted.tsv").open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    labels = np.array([int(row["label"]) for row in rows])
+    tokenizer = AutoTokenizer.from_pretrained(run / "out" / "student")
+    model = AutoModelForSequenceClassification.from_pretrained(run / "out" / "student").eval()
+    with torch.inference_mode():
+        said = model(**tokenizer([row["sentence"] for row in rows], padding=True, return_tensors="pt")).logits
+    shifted = next(one for one in entries(run)["distill"]["shifts"] if one["by"] == "shifted")
+    assert shifted["scorecard"]["examples"] == 90
+    assert shifted["scorecard"]["value"] == pytest.approx(float((said.numpy().argmax(axis=1) == labels).mean()))
+    assert {one["by"] for one in shifted["slices"]} == {"class", "length", "teacher’s confidence"}
+    assert shifted["change"] is None
+
+
+def test_perturbed_examples_are_beside_those_as_they_are(run: Path) -> None:
+    for name in ("distill", TARGET):
+        entry = entries(run)[name]
+        typos = next(one for one in entry["shifts"] if one["by"] == "typos")
+        card, as_is = typos["scorecard"], entry["scorecard"]
+        assert card["examples"] == 200
+        assert card["teacher_value"] < as_is["teacher_value"]
+        change = (card["value"] - as_is["value"]) - (card["teacher_value"] - as_is["teacher_value"])
+        assert typos["change"] == pytest.approx(change)
+
+
+def test_the_gate_judges_the_second_set_too(run: Path) -> None:
+    verdict = entries(run)["distill"]["verdict"]
+    assert [check["limit"] for check in verdict["checks"]] == ["max_drop", "shifted max_drop"]
+    assert "on shifted.tsv: accuracy" in verdict["checks"][1]["reason"]
+    assert not any(check["limit"].startswith("typos") for check in verdict["checks"])
+
+
+def test_another_gate_predicts_and_makes_nothing_again(run: Path) -> None:
+    before, package = made(run), run / "out" / "packages" / TARGET
+    assert again(run, "gate.max_drop=80pp") == 0
+    drop = json.loads((package / "manifest.json").read_text())["verdict"]["checks"][0]
+    assert "limit −80.00" in drop["reason"]
+    assert check_package(package)["scorecard"] == entries(run)[TARGET]["scorecard"]
+    assert "−80.00" in entries(run)[TARGET]["verdict"]["reason"]
+    assert added(run, before) == set()
+    assert again(run) == 0
+
+
+def test_another_second_set_predicts_that_alone(run: Path) -> None:
+    before = made(run)
+    write_tsv(run / "other.tsv", sentences(70, 8))
+    assert again(run, f"data.shifted={run / 'other.tsv'}", "data.perturb=[]") == 0
+    names = made(run).keys() - before
+    assert sorted(name.removeprefix("stages/").partition("-")[0] for name in names) == [
+        *["judged"] * 2, *["predicted"] * 3
+    ]  # fmt: skip
+    assert again(run) == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("data.perturb=[typo]", "did you mean 'typos'"),
+        ("data.perturb=[jpeg]", "typos"),
+        ("data.shifted=nowhere.tsv", "nowhere.tsv"),
+    ],
+)
+def test_what_cannot_judge_is_told_before_anything_is_made(
+    run: Path, tmp_path: Path, setting: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", str(run / "recipe.yaml"), "--out", str(tmp_path / "out"), "--set", setting]
+    assert call(words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "stages").exists()
+
+
+def test_the_evaluation_set_is_no_second_set(run: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    words = ["run", str(run / "recipe.yaml"), "--out", str(tmp_path / "out"), "--set", f"data.shifted={texts['eval']}"]
+    assert call(words) == 2
+
+
+def test_a_second_set_that_is_lost_on_stops_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Labels turned round: the teacher is wrong on all, and the student must be too."""
+    rows = [(text, 1 - label) for text, label in sentences(80, 9)]
+    write_tsv(run / "turned.tsv", rows)
+    assert again(run, f"data.shifted={run / 'turned.tsv'}", "gate.max_flips=2%") == 3
+    assert "flips" in capsys.readouterr().err
+    assert again(run) == 0

@@ -127,29 +127,35 @@ def _takes_samples(extractor: Any) -> bool:
 
 
 def _samples(sound: Mapping[str, Any], rate: int) -> NDArray[np.float32]:
-    """The samples of a sound, float32 (S,), at a rate in Hz.
+    """The samples of a sound, float32 (S,), at a rate in Hz; see `decoded`."""
+    from scipy.signal import resample_poly
+
+    samples, own = decoded(sound)
+    common = math.gcd(own, rate)
+    found: NDArray[np.float32] = resample_poly(samples, rate // common, own // common).astype(np.float32)
+    return found
+
+
+def decoded(sound: Mapping[str, Any]) -> tuple[NDArray[np.float32], int]:
+    """The samples of a sound, float32 (S,), the mean of its channels, and its own rate in Hz.
 
     Args:
         sound: a file by `bytes` or `path`, or `array` with `sampling_rate`.
-        rate: wanted.
 
     Raises:
         InputError: the file cannot be read, or is empty.
     """
     import soundfile
-    from scipy.signal import resample_poly
 
     if "array" in sound:
-        samples, own = np.asarray(sound["array"], dtype=np.float32), int(sound["sampling_rate"])
+        samples, rate = np.asarray(sound["array"], dtype=np.float32), int(sound["sampling_rate"])
     else:
         file = io.BytesIO(sound["bytes"]) if sound.get("bytes") else sound["path"]
         try:
-            channels, own = soundfile.read(file, dtype="float32", always_2d=True)
+            channels, rate = soundfile.read(file, dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError) as error:
             raise InputError(f"cannot read the sound {sound.get('path')}: {told(error)}") from error
         samples = channels.mean(axis=1)
     if not len(samples):
         raise InputError(f"the sound {sound.get('path')} is empty")
-    common = math.gcd(own, rate)
-    found: NDArray[np.float32] = resample_poly(samples, rate // common, own // common).astype(np.float32)
-    return found
+    return samples, rate

@@ -22,7 +22,7 @@ RULE = f"{COARSE} × {COARSE} cells with a correlation above {COARSE_ALIKE}"
 def can_read(examples: Examples) -> bool:
     """Whether they are pictures, alone in their rows: of PIL, or arrays of bytes or of three colours."""
     columns = list(examples.rows([0]).values())
-    return len(columns) == 1 and _colours(columns[0][0]) is not None
+    return len(columns) == 1 and colour_axis(columns[0][0]) is not None
 
 
 def search(judging: Examples, others: Examples) -> Best:
@@ -62,14 +62,14 @@ def _fine(pictures: Any) -> NDArray[np.float32]:
     if isinstance(pictures[0], Image.Image):
         small = [one.convert("RGB").resize((FINE, FINE), Image.Resampling.BOX) for one in pictures]
         return np.array([np.asarray(one) for one in small], dtype=np.float32)
-    axis, array = _colours(pictures[0]), np.asarray(pictures, dtype=np.float32)
+    axis, array = colour_axis(pictures[0]), np.asarray(pictures, dtype=np.float32)
     planes = array[:, None] if axis == -1 else array if axis == 0 else np.moveaxis(array, 3, 1)
     rows, columns = (_areas(side) for side in planes.shape[2:])
     mean = np.moveaxis(rows @ planes @ columns.T, 1, 3)
     return np.broadcast_to(mean, (*mean.shape[:3], 3))
 
 
-def _colours(value: Any) -> int | None:
+def colour_axis(value: Any) -> int | None:
     """Which axis of a picture is its colours: 2 or 0, or −1 where it has none; None for what is no picture.
 
     Arrays of numbers that are neither bytes nor have three colours may be anything, such as spectrograms.

@@ -157,10 +157,18 @@ def test_the_evaluation_set_is_no_second_set(run: Path, texts: dict[str, Path], 
     assert call(words) == 2
 
 
-def test_a_second_set_that_is_lost_on_stops_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Labels turned round: the teacher is wrong on all, and the student must be too."""
-    rows = [(text, 1 - label) for text, label in sentences(80, 9)]
-    write_tsv(run / "turned.tsv", rows)
-    assert again(run, f"data.shifted={run / 'turned.tsv'}", "gate.max_flips=2%") == 3
-    assert "flips" in capsys.readouterr().err
+def test_a_second_set_that_is_lost_on_stops_the_run(
+    run: Path, texts: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second set of what the student has wrong and the teacher right."""
+    with texts["eval"].open() as file:
+        rows = [(row["sentence"], int(row["label"])) for row in csv.DictReader(file, delimiter="\t")]
+    distill = entries(run)["distill"]
+    limit = 100 * -distill["scorecard"]["difference"] + 10
+    lost = [rows[flip["row"] - 1] for flip in distill["flips"]["worst"]]
+    write_tsv(run / "lost.tsv", [*lost * 10, *sentences(6, 9)])
+    assert again(run, f"data.shifted={run / 'lost.tsv'}", f"gate.max_drop={limit:.1f}pp") == 3
+    assert "distill missed its gate: on lost.tsv: accuracy" in capsys.readouterr().err
+    checks = {check["limit"]: check["passed"] for check in entries(run)["distill"]["verdict"]["checks"]}
+    assert checks == {"max_drop": True, "shifted max_drop": False}
     assert again(run) == 0

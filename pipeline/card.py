@@ -48,11 +48,26 @@ def model_card(title: str, recipe: dict[str, Any], steps: list[Entry], limits: l
         "|---|---|---|---|---|---|",
         *[_row(entry.name, entry.scorecard, entry.verdict) for entry in steps],
         "",
+        *_elsewhere(steps[-1]),
         "## Not measured",
         "",
         *[f"- {limit}" for limit in [*limits, "Any data but that named above; other slices, languages and domains."]],
     ]
     return str(ModelCard(f"---\n{header.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n"))
+
+
+def _elsewhere(last: Entry) -> list[str]:
+    """The last step on other examples than those of the evaluation set, if it was judged on any."""
+    if not last.shifts:
+        return []
+    return [
+        "## On other examples",
+        "",
+        f"| examples | {last.scorecard.metric} (95 % interval) | to the teacher there | agreement | lost / gained | gate |",
+        "|---|---|---|---|---|---|",
+        *[_row(f"{one.by}: {_name(one.what)}", one.scorecard, None) for one in last.shifts],
+        "",
+    ]
 
 
 def _name(source: str) -> str:

@@ -170,13 +170,18 @@ class Material:
         """Look for evaluation examples in other data, exactly or nearly; or take what was found from the cache."""
         others = {key: getattr(self, key) for key in ("train", "unlabelled", "calibrate")}
         others = {key: examples for key, examples in others.items() if key in self.exact}
-        digests = {key: examples.digest for key, examples in others.items()}
-        key = cache.key("leaks", eval=self.eval.digest, others=digests)
+        digests, second = {key: examples.digest for key, examples in others.items()}, self.elsewhere.get(SHIFTED)
+        key = cache.key("leaks", eval=self.eval.digest, others=digests, shifted=second.digest if second else None)
         if not cache.done("leaks", key):
             with cache.making("leaks", key) as (_folder, record):
                 found = [leak(name, self.eval, examples, self.exact[name]) for name, examples in others.items()]
                 record["leaks"] = leaks_to_json(found)
-        self.leaks = leaks_from_json(read_json(cache.place("leaks", key) / "record.json")["leaks"])
+                record["shifted"] = {name: len(shared(second, one)) for name, one in others.items()} if second else {}
+        record = read_json(cache.place("leaks", key) / "record.json")
+        self.leaks = leaks_from_json(record["leaks"])
+        for name, count in record["shifted"].items():
+            if count:
+                self.warn(f"{count} of the {len(second or ())} examples of data.shifted are in data.{name} too.")
         for sentence in filter(None, (one.in_words() for one in self.leaks)):
             self.warn(sentence)
 

@@ -285,11 +285,11 @@ class Run:
                 calibrate=self.material.calibrate,
                 golden=self.material.samples,
                 judge=lambda made, size: self._seal(self.judge(replace(subject, open=lambda: made), self.last), size),
-                card=lambda package: self._package_card(package, model),
+                card=lambda package: self._package_card(package, model, self.judge(subject, self.last)),
             )
         found = self.judge(subject, after=self.last)
         seal = self._seal(found, read_package(folder).model_bytes)
-        package = reseal(folder, *seal, lambda package: self._package_card(package, model))
+        package = reseal(folder, *seal, lambda package: self._package_card(package, model, found))
         self.material.check_calibration(package.quantized.calibration_examples)
         settings = self.recipe.profile
         measurement = self._measured(
@@ -365,18 +365,18 @@ class Run:
             shutil.copytree(self.out / self.entries[-1].folder / "checkpoint", aside, dirs_exist_ok=True)
             write_text(aside / "README.md", model_card("Student", self.plain, self.entries, self.material.warnings))
 
-    def _package_card(self, package: Package, model: Model) -> str:
+    def _package_card(self, package: Package, model: Model, found: Judged) -> str:
         self.material.check_calibration(package.quantized.calibration_examples)
         entry = Entry(
             name=package.target,
             kind="package",
             what=package.quantized.scheme,
-            scorecard=package.scorecard,
             verdict=package.verdict,
             parameters=model.parameters,
             size_bytes=package.model_bytes,
             seconds=package.seconds,
             folder="",
+            **vars(found),
         )
         limits = [*self.material.warnings, *([] if package.checked["as_target"] else [package.checked["note"]])]
         steps = [step for step in self.entries if step.kind != "package"]

@@ -106,6 +106,14 @@ def test_perturbed_examples_are_beside_those_as_they_are(run: Path) -> None:
         assert typos["change"] == pytest.approx(change)
 
 
+@pytest.mark.parametrize("place", ["student", f"packages/{TARGET}"])
+def test_the_card_tells_of_other_examples(run: Path, place: str) -> None:
+    card = (run / "out" / place / "README.md").read_text()
+    entry = entries(run)[TARGET if place.startswith("packages") else "distill"]
+    for shift in entry["shifts"]:
+        assert f"| {shift['by']}: {shift['what']} | {100 * shift['scorecard']['value']:.2f}% (" in card
+
+
 def test_the_gate_judges_the_second_set_too(run: Path) -> None:
     verdict = entries(run)["distill"]["verdict"]
     assert [check["limit"] for check in verdict["checks"]] == ["max_drop", "shifted max_drop"]
@@ -130,7 +138,7 @@ def test_another_second_set_predicts_that_alone(run: Path) -> None:
     assert again(run, f"data.shifted={run / 'other.tsv'}", "data.perturb=[]") == 0
     names = made(run).keys() - before
     assert sorted(name.removeprefix("stages/").partition("-")[0] for name in names) == [
-        *["judged"] * 2, *["predicted"] * 3
+        *["judged"] * 2, "leaks", *["predicted"] * 3
     ]  # fmt: skip
     assert again(run) == 0
 
@@ -150,6 +158,16 @@ def test_what_cannot_judge_is_told_before_anything_is_made(
     assert call(words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "stages").exists()
+
+
+def test_training_examples_in_the_second_set_are_counted(
+    run: Path, texts: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = texts["train"].read_text().splitlines()
+    (run / "leaked.tsv").write_text("\n".join([*(run / "shifted.tsv").read_text().splitlines(), *lines[1:4]]) + "\n")
+    assert again(run, f"data.shifted={run / 'leaked.tsv'}") == 0
+    assert "3 of the 93 examples of data.shifted are in data.train too." in " ".join(capsys.readouterr().out.split())
+    assert again(run) == 0
 
 
 def test_the_evaluation_set_is_no_second_set(run: Path, texts: dict[str, Path], tmp_path: Path) -> None:

@@ -191,7 +191,10 @@ def _ways(examples: Examples, task_word: str) -> dict[str, _Way]:
 
 
 def _of_pictures(side: int) -> dict[str, _Way]:
-    """The perturbations of pictures, as strong as in the benchmark whose side is nearest, by ratio."""
+    """The perturbations of pictures, as strong as in the benchmark whose side is nearest, by ratio.
+
+    `side`: the shorter one of the first picture, in pixels; all others are perturbed as strongly.
+    """
     severity = min(SEVERITIES, key=lambda one: abs(np.log(side / one.side)))
     noise = f"Gaussian noise with a standard deviation of {severity.noise * 100:.0f} % of the range"
     blur = f"Gaussian blur with a standard deviation of {severity.blur:g} pixels"

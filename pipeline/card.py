@@ -63,7 +63,7 @@ def _elsewhere(last: Entry) -> list[str]:
     return [
         "## On other examples",
         "",
-        f"| examples | {last.scorecard.metric} (95 % interval) | to the teacher there | agreement | lost / gained | gate |",
+        f"| examples | {last.scorecard.metric} (95 % interval) | to the teacher | agreement | lost / gained | gate |",
         "|---|---|---|---|---|---|",
         *[_row(f"{one.by}: {_name(one.what)}", one.scorecard, None) for one in last.shifts],
         "",

@@ -155,7 +155,7 @@ class Run:
         self.teacher_logits: NDArray[np.float32] = np.load(judged / "logits.npy", mmap_mode="r")
         self._enter("teacher", "teacher", name, teacher, self.cache.place(step, key), judged)
         if self.gate:
-            self.gate.check(self.entries[0].scorecard)
+            self.gate.check(self.entries[0].scorecard, has_classes=bool(self.material.cuts))
 
     def _student(self, step: str) -> Model:
         """The student before training; the teacher itself when no student is asked for."""

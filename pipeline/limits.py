@@ -1,34 +1,12 @@
 """The limits of a recipe's gate, as text with units."""
 
-from collections.abc import Callable
-from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from potstill.validate.errors import InputError
-from potstill.validate.gate import BYTES, NATS, SECONDS, SHARE, Gate, Undecided, parse_limit, parse_quantity
-
-
-def _with_unit(parse: Callable[[str], Any]) -> BeforeValidator:
-    """Text that a parser of limits takes."""
-
-    def checked(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            return value  # a wrong type, which the field itself reports
-        try:
-            parse(str(value))
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        return str(value).strip()
-
-    return BeforeValidator(checked)
-
-
-Share = Annotated[str, _with_unit(partial(parse_quantity, units=SHARE))]
-Nats = Annotated[str, _with_unit(partial(parse_quantity, units=NATS))]
-Bytes = Annotated[str, _with_unit(partial(parse_quantity, units=BYTES))]
-Seconds = Annotated[str, _with_unit(partial(parse_quantity, units=SECONDS))]
+from potstill.validate.gate import Gate, Undecided
+from potstill.validate.units import PARSERS
 
 
 class GateSpec(BaseModel):
@@ -36,19 +14,31 @@ class GateSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_drop: Annotated[str, _with_unit(parse_limit)]
+    max_drop: str
     undecided: Undecided = "point"
-    min_agreement: Share | None = None
-    max_flips: Share | None = None
-    max_divergence: Nats | None = None
-    max_size: Bytes | None = None
-    max_latency: Seconds | None = None
-    max_memory: Bytes | None = None
+    max_slice_drop: str | None = None
+    min_agreement: str | None = None
+    max_flips: str | None = None
+    max_divergence: str | None = None
+    max_calibration_error: str | None = None
+    max_size: str | None = None
+    max_latency: str | None = None
+    max_memory: str | None = None
+
+    @field_validator(*PARSERS, mode="before")
+    @classmethod
+    def _has_its_unit(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return value  # a wrong type, which the field itself reports
+        assert info.field_name
+        try:
+            PARSERS[info.field_name](str(value))
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return str(value).strip()
 
     def build(self) -> Gate:
         """The gate."""
-        of = {"min_agreement": SHARE, "max_flips": SHARE, "max_divergence": NATS}
-        of |= {"max_size": BYTES, "max_memory": BYTES, "max_latency": SECONDS}
-        given = {name: getattr(self, name) for name in of if getattr(self, name) is not None}
-        limits = {name: parse_quantity(text, of[name]) for name, text in given.items()}
-        return Gate(parse_limit(self.max_drop), self.undecided, **limits)
+        given = {name: getattr(self, name) for name in PARSERS}
+        limits = {name: PARSERS[name](text) for name, text in given.items() if text is not None}
+        return Gate(undecided=self.undecided, **limits)

@@ -167,7 +167,7 @@ class Run:
         self._say("teacher", name)
         self._enter("teacher", "teacher", name, teacher, step)
         if self.gate:
-            self.gate.check(self.entries[0].scorecard)
+            self.gate.check(self.entries[0].scorecard, has_classes=bool(self.material.cuts))
 
     def _student(self, step: str) -> Model:
         """The student before training; the teacher itself when no student is asked for."""

@@ -37,20 +37,42 @@ def proportion(successes: int, n: int) -> Interval:
     return Interval(float(low), float(high))
 
 
-def paired_difference(lost: int, gained: int, n: int) -> Interval:
+def paired_difference(lost: int, gained: int, n: int, level: float = CONFIDENCE) -> Interval:
     """Interval of a difference of two proportions measured on the same n examples.
 
-    Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions": Wald's
-    interval after half an observation is added to each of the four cells.
+    At each end the outer one of two: Tango's score interval (1998, "Equivalence test and confidence interval for the
+    difference in proportions for the paired-sample design"), and Wald's after half an observation is added to each of
+    the four cells (Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions").
+    Where few examples flip, either alone is too narrow on one side.
 
     Args:
         lost: examples that only the first got right.
         gained: examples that only the second got right.
         n: examples in all.
+        level: of the interval.
     """
+    from scipy.special import ndtri
+
+    z = float(ndtri((1 + level) / 2))
     middle, variance = _adjusted(lost, gained, n)
-    half = Z * math.sqrt(variance)
-    return Interval(max(-1.0, middle - half), min(1.0, middle + half))
+    half = z * math.sqrt(variance)
+    low, high = _score_low(lost, gained, n, z), -_score_low(gained, lost, n, z)
+    return Interval(max(-1.0, min(low, middle - half)), min(1.0, max(high, middle + half)))
+
+
+def _score_low(lost: int, gained: int, n: int, z: float) -> float:
+    """Lower end of Tango's interval: the difference whose score statistic is z."""
+    from scipy.optimize import brentq
+
+    found = (gained - lost) / n
+
+    def above(at: float) -> float:
+        """The difference found less `at`, beyond z of its errors; `chance` is that of a loss were `at` the truth."""
+        b, c = (2 * n + lost - gained) * at - lost - gained, -lost * at * (1 - at)
+        chance = (math.sqrt(max(0.0, b * b - 8 * n * c)) - b) / (4 * n)
+        return n * (found - at) - z * math.sqrt(max(0.0, n * (2 * chance + at * (1 - at))))
+
+    return -1.0 if lost == n else float(brentq(above, -1.0, found - 1e-9, xtol=1e-12))
 
 
 def bootstrap(

@@ -71,6 +71,8 @@ class Slice:
         by: what the examples are cut by.
         value: name of the slice.
         examples: in it.
+        lost: of them, that the teacher has right and the model has wrong.
+        gained: the other way.
         accuracy, teacher_accuracy: on it.
         difference, interval: the one less the other, with the paired 95 % interval.
         p: exact McNemar p-value; None where there are fewer than 10 examples.
@@ -81,6 +83,8 @@ class Slice:
     by: str
     value: str
     examples: int
+    lost: int
+    gained: int
     accuracy: float
     teacher_accuracy: float
     difference: float
@@ -176,6 +180,8 @@ def _slice(by: str, value: str, inside: NDArray[np.int64], rest: NDArray[np.int6
         by=by,
         value=value,
         examples=n,
+        lost=lost,
+        gained=gained,
         accuracy=right / n,
         teacher_accuracy=teacher_right / n,
         difference=(gained - lost) / n,

@@ -182,7 +182,9 @@ def test_costs_are_limits_of_packages() -> None:
 def test_a_limit_on_what_a_metric_has_not_is_an_error_before_any_training(name: str) -> None:
     none = {"agreement": None, "lost_share": None, "kl_nats": None}
     with pytest.raises(InputError, match=rf"gate\.{name}: accuracy has none"):
-        Gate(parse_limit("5pp"), **{name: 0.5}).check(replace(card(1, 1, 100, 90), **none))  # type: ignore[arg-type]
+        Gate(parse_limit("5pp"), **{name: 0.5}).check(  # type: ignore[arg-type]
+            replace(card(1, 1, 100, 90), **none), has_classes=True
+        )
 
 
 def test_the_interval_of_the_divergence_is_that_of_its_mean() -> None:

@@ -25,13 +25,14 @@ from potstill.validate.encoder import Encoder
 from potstill.validate.examples import IGNORED, Examples
 from potstill.validate.files import read_json
 from potstill.validate.flips import Flips, flips
-from potstill.validate.gate import Gate, Verdict, verdict_of
+from potstill.validate.gate import Gate
 from potstill.validate.leaks import leaked_rows
 from potstill.validate.perturb import in_words
 from potstill.validate.predictor import Predictor, predict
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.shift import SHIFTED, Shift, fragility
 from potstill.validate.slices import Cut, Slice, in_thirds, slices
+from potstill.validate.verdict import Verdict, verdict_of
 
 LOGITS = "logits.npy"
 
@@ -207,11 +208,11 @@ def verdict_on(found: Judged, gate: Gate | None, size_bytes: int | None = None) 
     """A gate's verdict on a model, on the second set too where there is one; `size_bytes` of a package's model file."""
     if gate is None:
         return None
-    checks = list(gate(found.scorecard, size_bytes).checks)
+    checks = list(gate(found.scorecard, size_bytes, slices=found.slices, calibration=found.calibration).checks)
     for shift in found.shifts or []:
         if shift.by == SHIFTED:
-            there = gate(shift.scorecard).checks
             checks += [
-                replace(one, limit=f"{SHIFTED} {one.limit}", reason=f"on {shift.what}: {one.reason}") for one in there
+                replace(one, limit=f"{SHIFTED} {one.limit}", reason=f"on {shift.what}: {one.reason}")
+                for one in gate(shift.scorecard, slices=shift.slices, calibration=shift.calibration).checks
             ]
     return verdict_of(checks)

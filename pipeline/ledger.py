@@ -17,11 +17,12 @@ from potstill.targets.measurement import Comparison, Measurement
 from potstill.validate.calibration import Calibration
 from potstill.validate.files import write_json
 from potstill.validate.flips import Flips
-from potstill.validate.gate import Gate, Verdict
+from potstill.validate.gate import Gate
 from potstill.validate.leaks import Leak, leaked_rows
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.shift import Shift
 from potstill.validate.slices import Slice
+from potstill.validate.verdict import Verdict, nearest_in_words
 
 OUTCOME_STYLE = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
 
@@ -105,7 +106,8 @@ class Ledger:
     def to_json(self) -> dict[str, Any]:
         """The ledger as plain data, for `ledger.json` and `--json`."""
         plain: dict[str, Any] = TypeAdapter(Ledger).dump_python(self, mode="json")
-        return {"format": "potstill-ledger/1"} | plain
+        best = {"name": self.best.name, "folder": self.best.folder} if self.failed and self.best else None
+        return {"format": "potstill-ledger/1"} | plain | {"best": best}
 
     def write(self, path: Path) -> None:
         """Write `ledger.json`."""
@@ -120,6 +122,17 @@ class Ledger:
     def failed(self) -> list[Entry]:
         """Entries whose gate did not let them pass."""
         return [entry for entry in self.entries if entry.verdict and not entry.verdict.passed]
+
+    @property
+    def best(self) -> Entry | None:
+        """The student to go on with: the last stage that passed, else the one that lost least; None without a gate."""
+        stages = [(entry, entry.verdict) for entry in self.entries if entry.kind == "stage" and entry.verdict]
+        passed = [entry for entry, verdict in stages if verdict.passed]
+        return (
+            passed[-1]
+            if passed
+            else max((one for one, _ in stages), key=lambda one: one.scorecard.difference, default=None)
+        )
 
 
 def package_entry(
@@ -150,14 +163,34 @@ def package_entry(
 
 
 def failure_in_words(entry: Entry, out: Path) -> str:
-    """One sentence on a gate that failed, with what to try."""
+    """One sentence on a gate that failed, with the nearest limits that it holds and what to try."""
     assert entry.verdict
     missed = " and ".join(check.limit for check in entry.verdict.checks if not check.passed)
     if entry.kind == "package":
         hint = f"a target with more bits, more or other calibration examples, or a wider {missed}"
     else:
         hint = f"more epochs, more training examples, a larger student, or a wider {missed}"
-    return f"{entry.name} missed its gate: {entry.verdict.reason}. It is kept in {out / entry.folder}. Try {hint}"
+    near = nearest_in_words(entry.verdict)
+    return (
+        f"{entry.name} missed its gate: {entry.verdict.reason}. It is kept in {out / entry.folder}. "
+        f"{f'It holds {near}. ' if near else ''}Try {hint}"
+    )
+
+
+def candidate_in_words(ledger: Ledger) -> str | None:
+    """After a missed gate: the best candidate, where it is, and the nearest limits that what missed it holds."""
+    if not ledger.failed:
+        return None
+    told, best = [], ledger.best
+    if best and best in ledger.failed:
+        told.append(f"The best candidate is {best.name} itself, in {best.folder}.")
+    elif best and ledger.failed[-1].kind == "stage":
+        told.append(f"The best candidate is {best.name}, which passed, in student.")
+    for entry in ledger.failed:
+        near = nearest_in_words(entry.verdict) if entry.verdict else None
+        if near:
+            told.append(f"{entry.name} holds {near}.")
+    return " ".join(told)
 
 
 def print_ledger(ledger: Ledger, console: Console) -> None:

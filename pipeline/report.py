@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from potstill.pipeline import pictures, pictures_reliability, pictures_training, slice_words, step_words
 from potstill.pipeline.exhibits import Exhibit
-from potstill.pipeline.ledger import Entry, Ledger, gate_in_words, size_in_words, without_leaks
+from potstill.pipeline.ledger import Entry, Ledger, candidate_in_words, gate_in_words, size_in_words, without_leaks
 from potstill.pipeline.pictures import latency_of, limit_of, signed
 from potstill.pipeline.step_words import ends_of, interval_places
 from potstill.pipeline.yaml_lines import dump
@@ -80,6 +80,7 @@ def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[in
             packages=[entry for entry in ledger.entries if entry.kind == "package"],
             unchecked=unchecked(ledger),
             unleaked=without_leaks(ledger),
+            candidate=candidate_in_words(ledger),
             operators=operator_shares,
             examples=examples or {},
             taught=taught,

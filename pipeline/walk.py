@@ -9,7 +9,7 @@ from potstill.pipeline import yaml_lines
 from potstill.pipeline.cache import run_folder
 from potstill.pipeline.estimate import Plan, estimate, print_plan
 from potstill.pipeline.exhibits import exhibits
-from potstill.pipeline.ledger import Ledger, print_ledger, without_leaks
+from potstill.pipeline.ledger import Ledger, candidate_in_words, print_ledger, without_leaks
 from potstill.pipeline.recipe import Recipe
 from potstill.pipeline.report import unchecked, write_report
 from potstill.pipeline.run import Run
@@ -53,8 +53,8 @@ def walk(recipe: Recipe, out: Path, quiet: bool = False) -> tuple[Ledger, Potsti
         shown = exhibits(run.material.eval, ledger.entries)
         write_report(ledger, out / "report.html", title=out.name, examples=shown)
         print_ledger(ledger, console)
-        if split := split_in_words(ledger):
-            console.print(split, highlight=False)
+        for sentence in filter(None, (split_in_words(ledger), candidate_in_words(ledger))):
+            console.print(sentence, highlight=False)
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
         for warning in filter(None, [*ledger.warnings, without_leaks(ledger)]):
             console.print(f"[yellow]{warning}[/]", highlight=False)

@@ -66,11 +66,9 @@ def verdict_of(checks: list[Check]) -> Verdict:
 
 
 def nearest_in_words(verdict: Verdict) -> str | None:
-    """`It holds max_drop: 2.4pp and max_size: 21MB`: what the missed limits would have to be; None without any."""
+    """`max_drop: 2.4pp and max_size: 21MB`: what the missed limits would have to be; None without any."""
     told = [f"{check.limit}: {check.nearest}" for check in verdict.checks if check.nearest]
-    if not told:
-        return None
-    return "It holds " + (f"{', '.join(told[:-1])} and {told[-1]}" if len(told) > 1 else told[0])
+    return " and ".join(filter(None, (", ".join(told[:-1]), told[-1]))) if told else None
 
 
 def examples_to_decide(examples: int, gap: float, arm: float) -> int | None:

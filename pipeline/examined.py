@@ -12,6 +12,7 @@ from potstill.validate.calibration import Calibration, calibration, confidence
 from potstill.validate.examples import IGNORED
 from potstill.validate.files import read_json
 from potstill.validate.flips import flips_from_json
+from potstill.validate.metrics import most_likely
 from potstill.validate.slices import Slice, in_thirds, slices
 
 
@@ -43,10 +44,10 @@ def examined(cache: Cache, material: Material, judged: Path, teacher: Path) -> d
 
 def _examine(material: Material, judged: Path, teacher: Path) -> dict[str, Any]:
     known = material.eval.labels != IGNORED
-    labels = material.eval.labels[known]
-    mine, theirs = (np.load(folder / "logits.npy")[known] for folder in (judged, teacher))
-    sure = in_thirds("teacher’s confidence", confidence(theirs), "%")
-    right, teacher_right = (logits.argmax(axis=1) == labels for logits in (mine, theirs))
+    labels = material.eval.labels
+    mine, theirs = (np.load(folder / "logits.npy", mmap_mode="r") for folder in (judged, teacher))
+    sure = in_thirds("teacher’s confidence", confidence(theirs)[known], "%")
+    right, teacher_right = ((most_likely(logits) == labels)[known] for logits in (mine, theirs))
     found = slices(right, teacher_right, [*(cut.take(known) for cut in material.cuts), sure])
     measured = calibration(mine, theirs, labels, material.recipe.seed)
     return {

@@ -158,7 +158,7 @@ class Material:
         for sentence in filter(None, (one.in_words() for one in self.leaks)):
             self.warn(sentence)
 
-    def unleaked(self, judged: Path, teacher: NDArray[np.float32]) -> Scorecard | None:
+    def unleaked(self, judged: Path, teacher: NDArray[np.floating]) -> Scorecard | None:
         """The scorecard without the evaluation examples that are in other data; see `Entry`.
 
         Args:

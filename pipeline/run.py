@@ -152,7 +152,7 @@ class Run:
                 record |= {"size_bytes": teacher.parameters * 4, "seconds": 0.0}  # bytes of the weights as they run
         self._say("teacher", name)
         judged = self._judged(teacher, key, "teacher")
-        self.teacher_logits: NDArray[np.float32] = np.load(judged / "logits.npy", mmap_mode="r")
+        self.teacher_logits: NDArray[np.floating] = np.load(judged / "logits.npy", mmap_mode="r")
         self._enter("teacher", "teacher", name, teacher, self.cache.place(step, key), judged)
         if self.gate:
             self.gate.check(self.entries[0].scorecard)
@@ -306,12 +306,11 @@ class Run:
             self._judge_into(TorchPredictor(model, f"the {name}", best_device()), key, teacher)
         return self.cache.place("judged", self._judged_key(key))
 
-    def _judge_into(self, predictor: Predictor, key: str, teacher: NDArray[np.float32] | None) -> Scorecard:
+    def _judge_into(self, predictor: Predictor, key: str, teacher: NDArray[np.floating] | None) -> Scorecard:
         """Judge, and keep the logits, the scorecard and the flips in the run's folder under the model's key."""
         examples, labels = self.material.eval, self.material.teacher.labels
         with self.cache.making("judged", self._judged_key(key)) as (folder, record):
-            logits, card = self._judge(predictor, teacher)
-            np.save(folder / "logits.npy", logits)
+            logits, card = self._judge(predictor, teacher, folder / "logits.npy")
             record["scorecard"] = card.to_json()
             if teacher is not None and self.material.task.gives == "class":
                 record["flips"] = flips(logits, teacher, examples.labels, labels).to_json()
@@ -339,11 +338,11 @@ class Run:
         return TypeAdapter(kind).validate_python(record["value"])
 
     def _judge(
-        self, predictor: Predictor, teacher: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.float32], Scorecard]:
-        """Logits and scorecard on the evaluation set; without a teacher, of the teacher itself."""
+        self, predictor: Predictor, teacher: NDArray[np.floating] | None, into: Path
+    ) -> tuple[NDArray[np.float16], Scorecard]:
+        """Logits, kept in a file, and scorecard on the evaluation set; without a teacher, of the teacher itself."""
         examples, before = self.material.eval, predictor.encode.truncated
-        logits = predict(predictor, examples, self.material.task.length_of)
+        logits = predict(predictor, examples, self.material.task.length_of, into)
         truncated = predictor.encode.truncated - before
         teacher = logits if teacher is None else teacher
         return logits, self.material.task.judge(logits, teacher, examples, predictor.encode, truncated)

@@ -69,9 +69,10 @@ def _ours(made: Case, student: Any, epochs: int, count: int, seed: int) -> dict[
         lesson = made.lesson(seed, Path(work), None)
         lesson = replace(lesson, train=made.train.take(range(count), "train"), held_out=held_out)
         Distill(epochs=epochs, losses={"kl": SOFT, "hard": 1 - SOFT}, cache=False, **SETTINGS)(student, lesson)  # type: ignore[arg-type]
-    logits = predict(TorchPredictor(student, "ours", torch.device("cpu")), made.test)
+        logits = predict(TorchPredictor(student, "ours", torch.device("cpu")), made.test, None, Path(work, "ours.npy"))
+        accuracy = float((logits.argmax(axis=1) == made.test.labels).mean())
     rate = (len(times) - 1) * int(SETTINGS["batch_size"]) / (times[-1] - times[0])
-    return {"samples_per_second": rate, "accuracy": float((logits.argmax(axis=1) == made.test.labels).mean())}
+    return {"samples_per_second": rate, "accuracy": accuracy}
 
 
 def _theirs(data: Path, folder: Path, epochs: int, seed: int) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from potstill.compress.losses import hard, kl
 from potstill.pipeline import lineage
 from potstill.validate.data import Examples
 from potstill.validate.files import write_json
+from potstill.validate.metrics import most_likely
 from potstill.validate.predictor import TorchPredictor, predict
 from potstill.validate.task import Model
 
@@ -70,9 +71,14 @@ def right(name: str, arm: str, seed: int, outputs: Path) -> NDArray[np.bool_]:
     student = made.student(seed)
     with tempfile.TemporaryDirectory() as work:
         Distill(**made.settings, **ARMS[arm])(student, made.lesson(seed, Path(work), outputs))
-    logits = predict(TorchPredictor(student, "the student", CPU), made.test, made.task.length_of)
-    found: NDArray[np.bool_] = logits.argmax(axis=1) == made.test.labels
-    return found
+    return said(student, made) == made.test.labels
+
+
+def said(model: Model, made: Case) -> NDArray[np.int64]:
+    """The class that a model says of each test example."""
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder, "logits.npy")
+        return most_likely(predict(TorchPredictor(model, "the model", CPU), made.test, made.task.length_of, into))
 
 
 def twins(made: Case) -> dict[str, str]:
@@ -100,11 +106,10 @@ def helps(outputs: Path, console: Console) -> dict[str, Any]:
         table.add_column(heading)
     cases = {}
     for name, made in all_made.items():
-        logits = predict(TorchPredictor(made.teacher, "the teacher", CPU), made.test, made.task.length_of)
         arms = {arm: np.stack([found[name, same[name][arm], seed] for seed in SEEDS]) for arm in ARMS}
         low, high = interval(arms["defaults"], arms["alone"])
         one: dict[str, Any] = {arm: [float(row.mean()) for row in rows] for arm, rows in arms.items()}
-        one |= {"teacher": float((logits.argmax(axis=1) == made.test.labels).mean())}
+        one |= {"teacher": float((said(made.teacher, made) == made.test.labels).mean())}
         one |= {"gain": float(arms["defaults"].mean() - arms["alone"].mean()), "interval": [low, high]}
         one |= {
             "train": len(made.train),

@@ -4,7 +4,6 @@ Shapes: N rows, C outputs of each, K of them kept.
 """
 
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from potstill.validate.errors import InputError
-from potstill.validate.files import read_json, write_json
+from potstill.validate.files import read_json, take_space, write_json
 
 MOST_WHOLE = 1024  # classes that are kept whole; of more, the TOP most likely and the mass of the others
 TOP = 256
@@ -59,12 +58,7 @@ class OutputCache:
         shape = {"rows": rows, "width": width, "classes": classes, "bytes_per_row": self.bytes_per_row}
         path = folder / "outputs.bin"
         if not (folder / META).is_file():
-            try:
-                with path.open("ab") as file:
-                    _take_space(file.fileno(), rows * self.bytes_per_row)
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                raise OSError(error.errno, error.strerror, str(path)) from error
+            take_space(path, rows * self.bytes_per_row)
             write_json(folder / META, shape)
         if read_json(folder / META) != shape:
             raise InputError(
@@ -131,11 +125,3 @@ def _checks(records: NDArray[Any], rows: Sequence[int] | NDArray[np.int64]) -> N
     for i, row in enumerate(rows):
         found[i] = zlib.crc32(data[i * size + 4 : (i + 1) * size], int(row) + 1) or 1
     return found
-
-
-def _take_space(file: int, size: int) -> None:
-    """Reserve a file's bytes, so that a full disk is an error now and no fault of a memory map later."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, max(1, size))
-    else:
-        os.truncate(file, max(1, size))

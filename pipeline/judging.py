@@ -27,6 +27,7 @@ from potstill.validate.files import read_json
 from potstill.validate.flips import Flips, flips
 from potstill.validate.gate import Gate
 from potstill.validate.leaks import leaked_rows
+from potstill.validate.metrics import most_likely
 from potstill.validate.perturb import in_words
 from potstill.validate.predictor import Predictor, predict
 from potstill.validate.scorecard import Scorecard
@@ -82,9 +83,9 @@ class Answers:
 
     def right(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Whether each of them has each labelled example right (N,), where each example has one class."""
-        known = self.examples.labels != IGNORED
-        labels = self.examples.labels[known]
-        return self.mine.argmax(axis=1)[known] == labels, self.theirs.argmax(axis=1)[known] == labels
+        labels = self.examples.labels
+        known = labels != IGNORED
+        return (most_likely(self.mine) == labels)[known], (most_likely(self.theirs) == labels)[known]
 
 
 class Judge:
@@ -145,7 +146,7 @@ class Judge:
             predictor = subject.open()
             before = predictor.encode.truncated
             with self.cache.making("predicted", key) as (folder, record):
-                np.save(folder / LOGITS, predict(predictor, examples, self.task.length_of))
+                predict(predictor, examples, self.task.length_of, folder / LOGITS)
                 record["truncated"] = predictor.encode.truncated - before
         place = self.cache.place("predicted", key)
         return np.load(place / LOGITS, mmap_mode="r"), read_json(place / "record.json")["truncated"]
@@ -180,12 +181,12 @@ class Judge:
 
     def _sliced(self, answers: Answers, cuts: tuple[Cut, ...]) -> dict[str, Any]:
         """The fields `slices` and `calibration`, by some cuts and the teacher's confidence."""
-        known = answers.examples.labels != IGNORED
-        mine, theirs, labels = (one[known] for one in (answers.mine, answers.theirs, answers.examples.labels))
-        sure = in_thirds("teacher’s confidence", confidence(theirs), "%")
+        labels = answers.examples.labels
+        known = labels != IGNORED
+        sure = in_thirds("teacher’s confidence", confidence(answers.theirs)[known], "%")
         return {
             "slices": slices(*answers.right(), [*(cut.take(known) for cut in cuts), sure]),
-            "calibration": calibration(mine, theirs, labels, self.material.recipe.seed),
+            "calibration": calibration(answers.mine, answers.theirs, labels, self.material.recipe.seed),
         }
 
     def _shifts(self, subject: Subject, as_is: Answers) -> list[Shift]:

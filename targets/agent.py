@@ -1,11 +1,15 @@
-"""Measure ONNX models on this device: `python agent.py REQUEST.json` prints one line of JSON, the last of stdout.
+"""Run ONNX models on this device: `python agent.py REQUEST.json` prints one line of JSON, the last of stdout.
 
 This is the one file that runs on a device. It needs Python, numpy and onnxruntime, and nothing of Potstill.
 
-The request: `models` (each `path` and `inputs`: name to `file`, `dtype`, `shape`; raw little-endian), `threads`,
-`warmup`, and `runs` or `seconds` with `min_runs` and `max_runs`; optional `providers`, `provider_options`,
+To measure, the request holds `models` (each `path` and `inputs`: name to `file`, `dtype`, `shape`; raw little-endian),
+`threads`, `warmup`, and `runs` or `seconds` with `min_runs` and `max_runs`; optional `providers`, `provider_options`,
 `session_options`, `operators`, each also inside one model. Times are in ms, memory in MB (10^6 bytes).
 One model is measured whole; several are only timed, in turns (A B C A B C), so that their ratios are fair.
+
+To answer, it holds `threads` and `answer`: `path`, `examples` (each: name to `dtype` and `shape`), and two files:
+`inputs`, all their arrays, raw little-endian, one after the other as they are listed; and `outputs`, which is made in
+the same way: of each example, run alone, the first output. The options of a session are those above.
 """
 
 import os
@@ -14,6 +18,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it is read when onnxruntime is impo
 
 import gc
 import json
+import math
 import platform
 import sys
 import tempfile
@@ -32,16 +37,27 @@ PROFILED_RUNS = 20
 def main() -> None:
     """Answer the request in the file that the command line names."""
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    for key in ("models", "threads", "warmup"):
-        if key not in request:
-            sys.exit(f"agent: the request lacks {key!r}")
+    reply = answered(request) if "answer" in request else measured(request)
+    reply |= {"machine": machine(), "threads": request["threads"]}
+    reply["versions"] = {"onnxruntime": ort.__version__, "python": platform.python_version()}
+    print("\n" + json.dumps(reply), flush=True)
+
+
+def demand(given: dict[str, Any], keys: tuple[str, ...], what: str = "the request") -> None:
+    """End with a sentence where a key is not there."""
+    for key in keys:
+        if key not in given:
+            sys.exit(f"agent: {what} lacks {key!r}")
+
+
+def measured(request: dict[str, Any]) -> dict[str, Any]:
+    """The models of a request, measured or timed in turns."""
+    demand(request, ("models", "threads", "warmup"))
     if "runs" not in request and not {"seconds", "min_runs", "max_runs"} <= set(request):
         sys.exit("agent: the request lacks 'runs', or 'seconds' with 'min_runs' and 'max_runs'")
     specs = [{**request, **model} for model in request["models"]]
     results = [measure(specs[0])] if len(specs) == 1 else take_turns(specs)
-    reply = {"machine": machine(), "threads": request["threads"], "warmup": request["warmup"], "models": results}
-    reply["versions"] = {"onnxruntime": ort.__version__, "python": platform.python_version()}
-    print("\n" + json.dumps(reply), flush=True)
+    return {"warmup": request["warmup"], "models": results}
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
@@ -165,6 +181,43 @@ def timed(action: Any) -> tuple[float, Any]:
     begin = time.perf_counter_ns()
     value = action()
     return (time.perf_counter_ns() - begin) / 1e6, value
+
+
+# Answers, for a judge elsewhere.
+
+
+def answered(request: dict[str, Any]) -> dict[str, Any]:
+    """Run each example alone and write its first output; `dtype` and `shape` of each."""
+    demand(request, ("threads",))
+    wanted = request["answer"]
+    demand(wanted, ("path", "examples", "inputs", "outputs"), "the answer asked for")
+    if Path(wanted["outputs"]).exists():
+        sys.exit(f"agent: {wanted['outputs']} is there already; outputs go into a new file")
+    spec = {**request, **wanted}
+    session = open_session(spec)
+    names, outputs = [put.name for put in session.get_inputs()], []
+    with Path(wanted["inputs"]).open("rb") as given, Path(wanted["outputs"]).open("wb") as file:
+        for number, entries in enumerate(wanted["examples"], start=1):
+            feeds = {name: read_next(given, entry, number) for name, entry in entries.items()}
+            demand(feeds, tuple(names), f"example {number}")
+            output = session.run(None, {name: feeds[name] for name in names})[0]
+            if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub":
+                sys.exit("agent: the model's first output is no array of numbers")
+            file.write(output.astype(output.dtype.newbyteorder("<")).tobytes())
+            outputs.append({"dtype": output.dtype.name, "shape": output.shape})
+        if given.read(1):
+            sys.exit(f"agent: {wanted['inputs']} holds more than its {len(outputs)} examples")
+    return {"answer": {**used(spec, session), "outputs": outputs}}
+
+
+def read_next(file: Any, entry: dict[str, Any], number: int) -> Any:
+    """The next array of a raw little-endian file."""
+    dtype = np.dtype(entry["dtype"])
+    size = dtype.itemsize * math.prod(entry["shape"])
+    raw = file.read(size)
+    if len(raw) != size:
+        sys.exit(f"agent: {file.name} ends within example {number}")
+    return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(entry["shape"]).astype(dtype)
 
 
 # Operators: shares come from a second session, since profiling slows a small model down.

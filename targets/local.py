@@ -71,7 +71,7 @@ def ask_agent(request: dict[str, Any], *, python: str = sys.executable, timeout_
             )
         except subprocess.TimeoutExpired:
             raise Unreachable(
-                f"the agent did not finish within {timeout_s:g} s; give fewer runs or more time"
+                f"the agent did not finish within {timeout_s:g} s; give it less to do, or more time"
             ) from None
         except OSError as error:
             raise InputError(f"cannot start {python!r}: {error.strerror}; give a Python with onnxruntime") from None

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 from scipy.special import softmax
 
-from potstill.validate.metrics import Interval, bootstrap
+from potstill.validate.examples import IGNORED
+from potstill.validate.metrics import Interval, bootstrap, in_parts, most_likely
 
 BINS = 15
 
@@ -59,7 +60,7 @@ class Calibration:
 
 
 def calibration(
-    logits: NDArray[np.float32], teacher: NDArray[np.float32], labels: NDArray[np.int64], seed: int = 0
+    logits: NDArray[np.floating], teacher: NDArray[np.floating], labels: NDArray[np.int64], seed: int = 0
 ) -> Calibration:
     """Expected calibration errors over 15 bins of equal width, with paired bootstrap intervals.
 
@@ -69,10 +70,11 @@ def calibration(
 
     Args:
         logits, teacher: of both (N, C).
-        labels: (N,).
+        labels: (N,); examples labelled `IGNORED` are left out.
         seed: of the resamples.
     """
-    n, sides = len(labels), [_sure_and_right(one, labels) for one in (logits, teacher)]
+    sides = [_sure_and_right(one, labels) for one in (logits, teacher)]
+    n = len(sides[0][0])
     excess = np.zeros((n, 2 * BINS))  # right less sure, in the column of its side and bin
     for side, (sure, right) in enumerate(sides):
         excess[np.arange(n), side * BINS + _bins(sure)] = right - sure
@@ -95,10 +97,9 @@ def calibration(
     return Calibration(mine, theirs, found[2], apart)
 
 
-def confidence(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The probability (N,) that a model gave to what it said, by its logits (N, C), in float64."""
-    sure: NDArray[np.float64] = softmax(logits.astype(np.float64), axis=1).max(axis=1)
-    return sure
+def confidence(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The probability (N,) that a model gave to what it said, by its logits (N, C), in float64 in parts."""
+    return in_parts(lambda part: softmax(part.astype(np.float64), axis=1).max(axis=1), logits)
 
 
 def _reflected(percentiles: Interval, at: float) -> Interval:
@@ -106,9 +107,10 @@ def _reflected(percentiles: Interval, at: float) -> Interval:
 
 
 def _sure_and_right(
-    logits: NDArray[np.float32], labels: NDArray[np.int64]
+    logits: NDArray[np.floating], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    return confidence(logits), logits.argmax(axis=1) == labels
+    known = labels != IGNORED
+    return confidence(logits)[known], (most_likely(logits) == labels)[known]
 
 
 def _bins(sure: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -19,13 +19,13 @@ from potstill.validate.encoder import Encoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import IGNORED, Examples, Pairs, Rows, check_not_empty
 from potstill.validate.files import read_json
-from potstill.validate.metrics import RESAMPLES, bootstrap, proportion
+from potstill.validate.metrics import RESAMPLES, bootstrap, in_parts, proportion
 from potstill.validate.model import Gives, LogitsOf, Model
 from potstill.validate.scorecard import RESAMPLED, Scorecard, paired
 from potstill.validate.text import OfText
 
 MOST_RANKED = 10**7  # of resampled pairs: beyond, fewer resamples
-AT_ONCE = 1024  # queries compared with all texts at a time
+TEXTS = 512  # compared with queries at a time
 
 
 class PooledOf(LogitsOf):
@@ -98,8 +98,8 @@ class FeatureExtraction(OfText):
 
     def judge(
         self,
-        mine: NDArray[np.float32],
-        teacher: NDArray[np.float32],
+        mine: NDArray[np.floating],
+        teacher: NDArray[np.floating],
         examples: Examples,
         encode: Encoder | None = None,
         truncated: int = 0,
@@ -109,7 +109,7 @@ class FeatureExtraction(OfText):
         if len(mine) != 2 * n or len(teacher) != 2 * n:
             raise InputError(f"the model gave {len(mine)} vectors and the teacher {len(teacher)} for {n} pairs")
         by = _by_rank if examples.labels.dtype.kind == "f" else _by_search
-        return replace(by(_unit(mine), _unit(teacher), examples), truncated=truncated)
+        return replace(by(mine, teacher, examples), truncated=truncated)
 
 
 def _check_pooling(checkpoint: Checkpoint) -> None:
@@ -131,8 +131,8 @@ def _check_pooling(checkpoint: Checkpoint) -> None:
         )
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Vectors of length 1, so that a product is a cosine."""
+def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Vectors of length 1 in float64, so that a product is a cosine."""
     exact: NDArray[np.float64] = vectors.astype(np.float64)
     lengths: NDArray[np.float64] = np.linalg.norm(exact, axis=1, keepdims=True)
     return exact / np.maximum(lengths, 1e-12)
@@ -149,10 +149,10 @@ def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float
     return found
 
 
-def _by_rank(mine: NDArray[np.float64], teacher: NDArray[np.float64], examples: Examples) -> Scorecard:
+def _by_rank(mine: NDArray[np.floating], teacher: NDArray[np.floating], examples: Examples) -> Scorecard:
     """Spearman's correlation of cosines with the scores."""
     scores, n = examples.labels, len(examples)
-    ours, theirs = ((one[::2] * one[1::2]).sum(axis=1) for one in (mine, teacher))
+    ours, theirs = (in_parts(_cosines, one[::2], one[1::2]) for one in (mine, teacher))
 
     def figures(index: NDArray[np.int64]) -> NDArray[np.float64]:
         truth = scores[index]
@@ -178,7 +178,7 @@ def _by_rank(mine: NDArray[np.float64], teacher: NDArray[np.float64], examples: 
     )
 
 
-def _by_search(mine: NDArray[np.float64], teacher: NDArray[np.float64], examples: Examples) -> Scorecard:
+def _by_search(mine: NDArray[np.floating], teacher: NDArray[np.floating], examples: Examples) -> Scorecard:
     """Recall@1: the share of texts whose nearest among all second texts is their own."""
     texts = np.array(examples.rows(range(len(examples)))["text"][1::2], dtype=object)
     place = np.unique(texts.astype(str), return_inverse=True)[1]  # the same text twice is one
@@ -194,7 +194,21 @@ def _by_search(mine: NDArray[np.float64], teacher: NDArray[np.float64], examples
     )
 
 
-def _nearest(queries: NDArray[np.float64], texts: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Index (N,) of the text (N, D) with the largest cosine to each query (N, D)."""
-    parts = [(queries[i : i + AT_ONCE] @ texts.T).argmax(axis=1) for i in range(0, len(queries), AT_ONCE)]
-    return np.concatenate(parts)
+def _cosines(one: NDArray[np.floating], other: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Cosine (N,) of each vector of (N, D) with its fellow in the other (N, D)."""
+    found: NDArray[np.float64] = (_unit(one) * _unit(other)).sum(axis=1)
+    return found
+
+
+def _nearest(queries: NDArray[np.floating], texts: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Index (N,) of the text (N, D) with the largest cosine to each query (N, D), the first of equal ones."""
+
+    def of(some: NDArray[np.floating]) -> NDArray[np.int64]:
+        unit, best, found = _unit(some), np.full(len(some), -np.inf), np.zeros(len(some), dtype=np.int64)
+        for start in range(0, len(texts), TEXTS):
+            cosines = unit @ _unit(texts[start : start + TEXTS]).T
+            at, top = cosines.argmax(axis=1), cosines.max(axis=1)
+            found, best = np.where(top > best, start + at, found), np.maximum(best, top)
+        return found
+
+    return in_parts(of, queries)

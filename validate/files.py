@@ -84,6 +84,23 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def take_space(path: Path, size: int) -> None:
+    """Reserve a file's bytes, so that a full disk is an error now and no fault of a memory map later.
+
+    Raises:
+        OSError: the disk is full; the file is removed.
+    """
+    try:
+        with path.open("ab") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(1, size))
+            else:
+                os.truncate(file.fileno(), max(1, size))
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def size_bytes(path: Path) -> int:
     """Bytes of a file, or of all files under a folder."""
     return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -14,6 +14,7 @@ from scipy.special import softmax
 
 from potstill.validate.calibration import confidence
 from potstill.validate.examples import IGNORED
+from potstill.validate.metrics import most_likely
 
 MOST_SHOWN = 12
 
@@ -76,14 +77,14 @@ class Flips:
 
 
 def flips(
-    logits: NDArray[np.float32], teacher: NDArray[np.float32], labels: NDArray[np.int64], names: Sequence[str]
+    logits: NDArray[np.floating], teacher: NDArray[np.floating], labels: NDArray[np.int64], names: Sequence[str]
 ) -> Flips:
     """Compare a model's logits (N, C) with the teacher's (N, C) by the labels (N,); `names` of the classes (C).
 
     Examples without a label are neither lost nor gained. Of those of which the model was equally sure the earlier one
     comes first.
     """
-    mine, theirs = logits.argmax(axis=1), teacher.argmax(axis=1)
+    mine, theirs = most_likely(logits), most_likely(teacher)
     lost, gained = (theirs == labels) & (mine != labels), (mine == labels) & (theirs != labels)
     rows = np.flatnonzero(lost)
     sure = confidence(logits[rows])

@@ -6,12 +6,14 @@ Shapes: N examples, C classes.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+AT_ONCE = 2**21  # values that are looked at at a time
 Z = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 Z_POWER = 0.8416212335729143  # that of a power of 80 %
 
@@ -123,13 +125,32 @@ def mcnemar_p(lost: int, gained: int) -> float:
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
+def in_parts(of: Callable[..., NDArray[Any]], *arrays: NDArray[Any]) -> NDArray[Any]:
+    """What `of` gives (N,) of arrays (N, C), a part of the rows at a time.
+
+    So what it makes on its way takes memory that grows neither with N nor with C; the arrays may lie on the disk.
+    """
+    plain = [np.asarray(array) for array in arrays]  # slices of a memory map cost more
+    n, step = len(plain[0]), max(1, AT_ONCE // max(1, plain[0].shape[1]))
+    return np.concatenate([of(*(one[i : i + step] for one in plain)) for i in range(0, max(n, 1), step)])
+
+
+def most_likely(logits: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The class (N,) of the largest logit of each row (N, C), the first of equal ones."""
+    dtype = np.float32 if logits.dtype == np.float16 else logits.dtype  # four times as fast, the change included
+    return in_parts(lambda part: part.astype(dtype, copy=False).argmax(axis=1), logits)
+
+
 def divergences(teacher: NDArray[np.floating], student: NDArray[np.floating]) -> NDArray[np.float64]:
-    """KL(teacher ‖ student) of each example (N,), in nats, from logits (N, C), computed in float64."""
+    """KL(teacher ‖ student) of each example (N,), in nats, from logits (N, C), computed in float64 in parts."""
     from scipy.special import log_softmax
 
-    p, q = (log_softmax(np.asarray(logits, dtype=np.float64), axis=1) for logits in (teacher, student))
-    found: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=1)
-    return found
+    def of(*both: NDArray[np.floating]) -> NDArray[np.float64]:
+        p, q = (log_softmax(logits.astype(np.float64), axis=1) for logits in both)
+        found: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=1)
+        return found
+
+    return in_parts(of, teacher, student)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.data import load_examples
 from potstill.validate.encoder import Encoder
-from potstill.validate.examples import IGNORED, Examples, Rows, check_evaluation_set
+from potstill.validate.examples import Examples, Rows, check_evaluation_set
 from potstill.validate.files import write_json
 from potstill.validate.low_rank import KEY as LOW_RANK
 from potstill.validate.low_rank import ranks_of
@@ -166,13 +166,13 @@ class Task(Protocol):
 
     def judge(
         self,
-        mine: NDArray[np.float32],
-        teacher: NDArray[np.float32],
+        mine: NDArray[np.floating],
+        teacher: NDArray[np.floating],
         examples: Examples,
         encode: Encoder | None = None,
         truncated: int = 0,
     ) -> Scorecard:
-        """The scorecard of a model's rows (R, C) against its teacher's.
+        """The scorecard of a model's rows (R, C) against its teacher's, as `predict` kept them: float16, on disk.
 
         `encode` is what fed them both, for a task whose rows say where in the input the answer is.
 
@@ -203,15 +203,14 @@ class OneClass:
 
     def judge(
         self,
-        mine: NDArray[np.float32],
-        teacher: NDArray[np.float32],
+        mine: NDArray[np.floating],
+        teacher: NDArray[np.floating],
         examples: Examples,
         encode: Encoder | None = None,
         truncated: int = 0,
     ) -> Scorecard:
         """Accuracy over the examples that have a label; see `Task.judge`."""
-        known = examples.labels != IGNORED
-        return judge(mine[known], teacher[known], examples.labels[known], examples.name, truncated)
+        return judge(mine, teacher, examples.labels, examples.name, truncated)
 
 
 class quiet_transformers:  # noqa: N801 - reads as a statement

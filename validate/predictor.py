@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from potstill.validate.encoder import Encoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import Examples, Rows
+from potstill.validate.files import take_space
 from potstill.validate.model import MASKED, Model, Read, as_they_are
 from potstill.validate.progress import track
+
+LEAST = float(np.finfo(np.float16).min)
 
 
 class Predictor(Protocol):
@@ -84,7 +87,7 @@ class OnnxPredictor:
     def __call__(self, rows: Rows) -> NDArray[np.float32]:
         """Logits of some rows, each run alone."""
         count = len(next(iter(rows.values())))
-        return np.concatenate([self._one({name: rows[name][i : i + 1] for name in rows}) for i in range(count)])
+        return one_below_another([self._one({name: rows[name][i : i + 1] for name in rows}) for i in range(count)])
 
     def _one(self, row: Rows) -> NDArray[np.float32]:
         inputs = self.encode(row)
@@ -97,46 +100,97 @@ class OnnxPredictor:
         return np.asarray(logits, dtype=np.float32)
 
 
-def predict(predictor: Predictor, examples: Examples, length_of: str | None = None) -> NDArray[np.float32]:
-    """Logits (R, C) of all examples, in their order.
+def predict(predictor: Predictor, examples: Examples, length_of: str | None, into: Path) -> NDArray[np.float16]:
+    """Logits (R, C) of all examples, in their order, kept in a file and rounded as `rounded` does.
+
+    Memory does not grow with N: each batch is written to its place on the disk.
 
     Args:
         predictor: what to ask.
         examples: N examples.
-        length_of: a column; batches are then made of examples of like length, which pads less.
+        length_of: a column; batches are then made of examples of like length, which pads less, the longest first.
+        into: the `.npy` to make.
+
+    Returns:
+        The file, memory-mapped, read-only.
 
     Raises:
-        InputError: a logit is not finite.
+        InputError: a logit is not finite, or larger than float16 holds.
+        OSError: the disk is full.
     """
     order = np.arange(len(examples))
     if length_of and predictor.batch_size > 1:
-        order = np.argsort(examples.lengths(length_of), kind="stable")
-    starts, logits = examples.offsets, np.empty((0, 0), dtype=np.float32)
+        order = np.argsort(-examples.lengths(length_of), kind="stable")
+    starts, kept = examples.offsets, np.empty((0, 0), dtype=np.float16)
+    fault = np.zeros(len(examples), dtype=np.int8)  # of each example: 1 too large, 2 not finite
     with track(f"predicting with {predictor.name}", len(order)) as advance:
         for first in range(0, len(order), predictor.batch_size):
             index = order[first : first + predictor.batch_size]
             batch = predictor(examples.rows(index.tolist()))
             if starts is None:
                 starts = np.arange(len(examples) + 1) * (len(batch) // len(index))
-            logits = _wide_enough(logits, int(starts[-1]), batch.shape[1])
-            places = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in index])
-            logits[places, : batch.shape[1]] = batch
+            kept = _wide_enough(kept, into, int(starts[-1]), batch.shape[1])
+            stored = rounded(batch)
+            kept[np.concatenate([np.arange(starts[i], starts[i + 1]) for i in index]), : batch.shape[1]] = stored
+            fits, finite = (np.isfinite(one).all(axis=1) for one in (stored, batch))
+            of_rows = np.where(finite, np.where(fits, 0, 1), 2).astype(np.int8)
+            np.maximum.at(fault, np.repeat(index, np.diff(starts)[index]), of_rows)
             advance(len(index))
-    assert starts is not None
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(broken):
-        rows = np.unique(np.searchsorted(starts, broken, side="right"))
-        raise InputError(
-            f"{predictor.name} gave logits that are not finite on {len(rows)} of {len(examples)} examples of "
-            f"{examples.name}, first on row {rows[0]}; its weights or that example are broken"
-        )
-    return logits
+    _refuse(fault, predictor, examples)
+    del kept
+    read_only: NDArray[np.float16] = np.load(into, mmap_mode="r")
+    return read_only
 
 
-def _wide_enough(logits: NDArray[np.float32], rows: int, width: int) -> NDArray[np.float32]:
-    """Logits with at least `width` columns: where these are tokens, a longer batch has more; `MASKED` before it."""
-    if logits.shape[1] >= width:
-        return logits
-    wider = np.full((rows, width), MASKED, dtype=np.float32)
-    wider[: len(logits), : logits.shape[1]] = logits
+def rounded(rows: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Rows (R, C) in float16, each with its largest value where it was.
+
+    To the nearest, ties to even (IEEE 754). Where that makes the largest value of a row equal to one before it, it is
+    raised by one step, so that the row says the same class. What is below −65,504 becomes −65,504, as a class that is
+    masked by −1e9 does: its probability is 0 beside any other. What is above 65,504 becomes infinite.
+    """
+    with np.errstate(over="ignore"):
+        found = np.maximum(rows, LEAST).astype(np.float16)
+    top = rows.argmax(axis=1)
+    moved = np.flatnonzero(found.astype(np.float32).argmax(axis=1) != top)
+    at = moved, top[moved]
+    found[at] = np.nextafter(found[at], np.float16(np.inf))
+    return found
+
+
+def one_below_another(parts: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Rows (R, C) of several examples; narrower ones are filled with `MASKED`, as where columns are tokens."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=MASKED) for part in parts]
+    )
+
+
+def _wide_enough(kept: NDArray[np.float16], into: Path, rows: int, width: int) -> NDArray[np.float16]:
+    """The file with at least `width` columns: where these are tokens, a longer batch has more; `MASKED` before it."""
+    if kept.shape[1] >= width:
+        return kept
+    aside = into.with_name(f"{into.name}.wider")
+    wider = np.lib.format.open_memmap(aside, mode="w+", dtype=np.float16, shape=(rows, width))
+    take_space(aside, aside.stat().st_size)
+    wider[:] = MASKED
+    wider[: len(kept), : kept.shape[1]] = kept
+    aside.replace(into)
     return wider
+
+
+def _refuse(fault: NDArray[np.int8], predictor: Predictor, examples: Examples) -> None:
+    """Tell of logits that cannot be kept; `fault` (N,) is 2 for an example with one that is not finite, 1 too large."""
+    worst = fault.max()
+    if not worst:
+        return
+    rows = np.flatnonzero(fault == worst)
+    what, why = (
+        ("that are not finite", "its weights or that example are broken")
+        if worst == 2
+        else (f"above {-LEAST:,.0f}, the most that float16 holds,", "scale its outputs or that example down")
+    )
+    raise InputError(
+        f"{predictor.name} gave logits {what} on {len(rows)} of {len(examples)} examples of {examples.name}, "
+        f"first on row {rows[0] + 1}; {why}"
+    )

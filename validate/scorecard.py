@@ -9,7 +9,16 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from potstill.validate.errors import InputError
-from potstill.validate.metrics import Interval, bootstrap, divergences, mcnemar_p, paired_difference, proportion
+from potstill.validate.examples import IGNORED
+from potstill.validate.metrics import (
+    Interval,
+    bootstrap,
+    divergences,
+    mcnemar_p,
+    most_likely,
+    paired_difference,
+    proportion,
+)
 
 CLOSED_FORMS = (
     "Wilson’s for the metric, the agreement and the flips, Agresti and Min’s paired one for the difference; "
@@ -107,17 +116,24 @@ def paired(right: NDArray[np.bool_], teacher_right: NDArray[np.bool_]) -> dict[s
 
 
 def judge(
-    logits: NDArray[np.float32], teacher: NDArray[np.float32], labels: NDArray[np.int64], data: str, truncated: int = 0
+    logits: NDArray[np.floating],
+    teacher: NDArray[np.floating],
+    labels: NDArray[np.int64],
+    data: str,
+    truncated: int = 0,
 ) -> Scorecard:
     """Judge a model's logits (N, C) against the labels (N,) and against the teacher's logits (N, C), by accuracy.
+
+    Examples labelled `IGNORED` are left out.
 
     Raises:
         InputError: the shapes differ.
     """
     check_alike(logits, teacher, len(labels))
-    mine, theirs = logits.argmax(axis=1), teacher.argmax(axis=1)
+    known = labels != IGNORED
+    mine, theirs, labels = most_likely(logits)[known], most_likely(teacher)[known], labels[known]
     same, n = int((mine == theirs).sum()), len(labels)
-    apart = divergences(teacher, logits)
+    apart = divergences(teacher, logits)[known]
     (kl_interval,) = bootstrap(lambda index: apart[index].mean(axis=1, keepdims=True), n)
     return Scorecard(
         metric="accuracy",
@@ -131,7 +147,7 @@ def judge(
     )
 
 
-def check_alike(mine: NDArray[np.float32], teacher: NDArray[np.float32], labels: int) -> None:
+def check_alike(mine: NDArray[np.floating], teacher: NDArray[np.floating], labels: int) -> None:
     """Refuse outputs that are not over the same examples and classes.
 
     Raises:

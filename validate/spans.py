@@ -156,8 +156,8 @@ class QuestionAnswering(OfText):
 
     def judge(
         self,
-        mine: NDArray[np.float32],
-        teacher: NDArray[np.float32],
+        mine: NDArray[np.floating],
+        teacher: NDArray[np.floating],
         examples: Examples,
         encode: Encoder | None = None,
         truncated: int = 0,
@@ -197,7 +197,7 @@ class QuestionAnswering(OfText):
         )
 
 
-def _said(rows: Sequence[NDArray[np.float32]], examples: Examples, encode: SpansEncoder) -> list[list[str]]:
+def _said(rows: Sequence[NDArray[np.floating]], examples: Examples, encode: SpansEncoder) -> list[list[str]]:
     """The text of the best span of each example, for each model's rows (2N, T)."""
     said: list[list[str]] = [[] for _ in rows]
     for first in range(0, len(examples), AT_ONCE):
@@ -210,7 +210,7 @@ def _said(rows: Sequence[NDArray[np.float32]], examples: Examples, encode: Spans
     return said
 
 
-def best_span(starts: NDArray[np.float32], ends: NDArray[np.float32]) -> Span | None:
+def best_span(starts: NDArray[np.floating], ends: NDArray[np.floating]) -> Span | None:
     """First and last token of the span with the highest sum of logits (T,), of at most `LONGEST_ANSWER` tokens.
 
     Among the `TRIED` highest starts and ends, as usual for SQuAD (Devlin 2019, "BERT", section 4.2); None where no

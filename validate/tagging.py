@@ -16,7 +16,7 @@ from potstill.validate.data import load_examples
 from potstill.validate.encoder import Encoder, Inputs, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import IGNORED, Examples, Rows
-from potstill.validate.metrics import bootstrap, divergences
+from potstill.validate.metrics import bootstrap, divergences, in_parts, most_likely
 from potstill.validate.model import Gives, OneClass
 from potstill.validate.scorecard import RESAMPLED, Scorecard, check_alike
 from potstill.validate.text import OfText
@@ -91,8 +91,8 @@ class TokenClassification(OfText, OneClass):
 
     def judge(
         self,
-        mine: NDArray[np.float32],
-        teacher: NDArray[np.float32],
+        mine: NDArray[np.floating],
+        teacher: NDArray[np.floating],
         examples: Examples,
         encode: Encoder | None = None,
         truncated: int = 0,
@@ -107,13 +107,13 @@ class TokenClassification(OfText, OneClass):
         known = labels != IGNORED
         text = np.repeat(np.arange(len(examples)), np.diff(offsets))[known]
         outside = next((i for i, name in enumerate(names) if name.upper() == "O"), 0)
-        classes = [_classes(rows, outside)[known] for rows in (mine, teacher)]
-        truth, (ours, theirs) = labels[known], classes
+        ours, theirs = (_classes(rows, outside)[known] for rows in (mine, teacher))
+        truth = labels[known]
         right, teacher_right, same = ours == truth, theirs == truth, ours == theirs
         of_entities = any(name[:2].upper() in ("B-", "I-") for name in names)
         entities = entity_counts if of_entities else word_counts
-        said = mine[known].any(axis=1) & teacher[known].any(axis=1)
-        apart = np.where(said, divergences(teacher[known], mine[known]), 0.0)
+        said = (_said(mine) & _said(teacher))[known]
+        apart = np.where(said, divergences(teacher, mine)[known], 0.0)
         of_words = (same, np.ones(len(text)), teacher_right & ~right, apart, said)
         counts = np.concatenate(
             [
@@ -156,9 +156,14 @@ def as_unlabelled(examples: Examples, words: NDArray[np.int64]) -> Examples:
     return Examples(examples.name, examples.table, np.full(offsets[-1], IGNORED), None, examples.digest, offsets)
 
 
-def _classes(rows: NDArray[np.float32], outside: int) -> NDArray[np.int64]:
+def _said(rows: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which words (R,) were read at all, and not cut off."""
+    return in_parts(lambda part: part.any(axis=1), rows)
+
+
+def _classes(rows: NDArray[np.floating], outside: int) -> NDArray[np.int64]:
     """Class of each word (R,); `outside` for one that was cut off."""
-    return np.where(rows.any(axis=1), rows.argmax(axis=1), outside)
+    return np.where(_said(rows), most_likely(rows), outside)
 
 
 def entity_counts(

@@ -17,8 +17,9 @@ from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples, load_examples
 from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS, Model
+from tests.predicted import predicted
 
 TEXT = TASKS["text-classification"]
 COLUMNS = {"text": "sentence"}
@@ -39,8 +40,8 @@ def agreement(student: Model, lesson: Lesson, texts: dict[str, Path]) -> float:
     """With the teacher on the evaluation set."""
     examples = load_examples(str(texts["eval"]), ("text",), COLUMNS).with_labels(student.labels)
     cpu = torch.device("cpu")
-    ours = predict(TorchPredictor(student, "student", cpu), examples, "text").argmax(axis=1)
-    return float((ours == predict(TorchPredictor(lesson.teacher, "teacher", cpu), examples).argmax(axis=1)).mean())
+    ours = predicted(TorchPredictor(student, "student", cpu), examples, "text").argmax(axis=1)
+    return float((ours == predicted(TorchPredictor(lesson.teacher, "teacher", cpu), examples).argmax(axis=1)).mean())
 
 
 def cut(teacher: Model) -> Model:
@@ -78,8 +79,8 @@ def test_the_best_checkpoint_is_kept(lesson: Lesson) -> None:
     student = cut(lesson.teacher)
     log = Distill(epochs=6, learning_rate=0.02)(student, lesson)  # so high that the end is not the best
     held = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-    logits = predict(TorchPredictor(student, "student", torch.device("cpu")), lesson.held_out)
-    theirs = predict(TorchPredictor(lesson.teacher, "teacher", torch.device("cpu")), lesson.held_out)
+    logits = predicted(TorchPredictor(student, "student", torch.device("cpu")), lesson.held_out)
+    theirs = predicted(TorchPredictor(lesson.teacher, "teacher", torch.device("cpu")), lesson.held_out)
     p, q = (torch.log_softmax(torch.from_numpy(x) / 2.0, 1) for x in (theirs, logits))
     soft = 2.0**2 * (p.exp() * (p - q)).sum(1).mean().item()
     hard = -torch.log_softmax(torch.from_numpy(logits), 1)[range(60), lesson.held_out.labels.tolist()].mean().item()

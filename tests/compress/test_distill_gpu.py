@@ -12,8 +12,9 @@ from potstill.compress.lesson import Lesson
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples
 from potstill.validate.encoder import ArrayEncoder
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS, Model
+from tests.predicted import predicted
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -41,7 +42,7 @@ def test_a_student_trained_in_bf16_agrees_with_its_teacher(tmp_path: Path) -> No
     handle.remove()
     wanted = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     assert set(seen) == {wanted}
-    logits = predict(TorchPredictor(student, "student", torch.device("cpu")), judge)
+    logits = predicted(TorchPredictor(student, "student", torch.device("cpu")), judge)
     assert (logits.argmax(axis=1) == judge.labels).mean() > 0.93
     assert all(np.isfinite(entry["loss"]) for entry in log if "loss" in entry)
     assert next(student.module.parameters()).device.type == "cpu"

@@ -16,8 +16,9 @@ from potstill.compress.student import Student
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import IGNORED, Arrays, Examples, load_examples
 from potstill.validate.errors import InputError
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS, Model
+from tests.predicted import predicted
 
 TEXT, CPU = TASKS["text-classification"], torch.device("cpu")
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -150,7 +151,7 @@ def test_most_important_takes_whole_groups() -> None:
 
 
 def loss_and_logits(model: Model, examples: Examples) -> tuple[float, np.ndarray]:
-    logits = predict(TorchPredictor(model, "a student", CPU), examples)
+    logits = predicted(TorchPredictor(model, "a student", CPU), examples)
     return F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(examples.labels)).item(), logits
 
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from scipy.special import log_softmax, logsumexp, softmax
 
-from potstill.compress import output_cache
 from potstill.compress.distill import Distill
 from potstill.compress.lesson import Lesson
 from potstill.compress.output_cache import OutputCache
@@ -170,7 +169,7 @@ def test_a_full_disk_is_said_at_once_and_leaves_no_file(tmp_path: Path, monkeypa
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(output_cache.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left on device: .*outputs.bin"):
         OutputCache(tmp_path, 4, 4, True)
     assert not list(tmp_path.iterdir())

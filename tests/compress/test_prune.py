@@ -26,8 +26,9 @@ from potstill.validate.data import IGNORED, Arrays, Examples, load_examples
 from potstill.validate.errors import InputError
 from potstill.validate.fake_quant import Formats
 from potstill.validate.files import read_json
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS, Model
+from tests.predicted import predicted
 
 TEXT, IMAGE, MODULE = (TASKS[word] for word in ("text-classification", "image-classification", "module"))
 CPU = torch.device("cpu")
@@ -421,7 +422,7 @@ def test_what_was_lost_is_learned_again(bert: Model, lesson: Lesson, texts: dict
     examples = load_examples(str(texts["eval"]), ("text",), {"text": "sentence"}).with_labels(bert.labels)
 
     def classes(model: Model) -> Any:
-        return predict(TorchPredictor(model, "model", CPU), examples).argmax(axis=1)
+        return predicted(TorchPredictor(model, "model", CPU), examples).argmax(axis=1)
 
     theirs = classes(lesson.teacher)
     student = TEXT.load(bert.checkpoint)

@@ -25,9 +25,10 @@ from potstill.validate.data import Examples, load_examples
 from potstill.validate.errors import InputError
 from potstill.validate.fake_quant import Formats, Plan, Watching
 from potstill.validate.files import read_json, write_json
-from potstill.validate.predictor import OnnxPredictor, TorchPredictor, predict
+from potstill.validate.predictor import OnnxPredictor, TorchPredictor
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.task import TASKS, Model
+from tests.predicted import predicted
 
 CPU, UINT8 = torch.device("cpu"), Formats()
 CONVNET = """
@@ -157,7 +158,7 @@ def made_quantized(lesson: Lesson, formats: Formats = UINT8) -> Model:
 
 
 def logits(model: Model, lesson: Lesson) -> np.ndarray:
-    return predict(TorchPredictor(model, "model", CPU), lesson.held_out, lesson.task.length_of)
+    return predicted(TorchPredictor(model, "model", CPU), lesson.held_out, lesson.task.length_of)
 
 
 def linears(model: Model) -> int:
@@ -175,7 +176,7 @@ def optimised(path: Path) -> Counter[str]:
 def test_onnx_runtime_computes_what_was_trained(exported: Exported) -> None:
     lesson, model = exported.lesson, exported.model
     ours = logits(model, lesson)
-    theirs = predict(OnnxPredictor(exported.path, model.encode, "onnx"), lesson.held_out)
+    theirs = predicted(OnnxPredictor(exported.path, model.encode, "onnx"), lesson.held_out)
     assert np.abs(ours - theirs).max() <= QDQ_PARITY * np.abs(ours).max()
     assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).mean() >= 0.99
     assert exported.parity.max_difference <= exported.parity.tolerance

@@ -17,8 +17,9 @@ from potstill.compress.teacher import Teacher, identity, together
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.encoder import ArrayEncoder, TextEncoder
 from potstill.validate.errors import InputError
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS, Model
+from tests.predicted import predicted
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)
@@ -146,7 +147,7 @@ def test_two_architectures_with_two_tokenizers_teach_one_student(
     log = Distill(epochs=6, learning_rate=3e-3, losses={"kl": 1.0})(student, both)
     assert log[-1]["taught_rows"] == 572
     first, second, ours = (
-        predict(TorchPredictor(model, "m", CPU), lesson.held_out) for model in (lesson.teacher, letters, student)
+        predicted(TorchPredictor(model, "m", CPU), lesson.held_out) for model in (lesson.teacher, letters, student)
     )
     wanted = 0.9 * log_softmax(first, axis=1) + 0.1 * log_softmax(second[:, ::-1], axis=1)
     assert (ours.argmax(axis=1) == wanted.argmax(axis=1)).mean() > 0.95

@@ -14,8 +14,9 @@ from potstill.export.graph import export_graph
 from potstill.pipeline.cli import call
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint
 from potstill.validate.errors import InputError
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS
+from tests.predicted import predicted
 
 CPU = torch.device("cpu")
 
@@ -42,10 +43,10 @@ def test_another_architecture_learns_and_is_exported(
     train = task.checked(task.examples(str(data["train"]), columns), model.labels)
     judged = task.checked(task.examples(str(data["eval"]), columns, judging=True), model.labels, judging=True)
     student = Student(checkpoint=f"own_models:{factory}")(model, task, {}, 0)
-    theirs = predict(TorchPredictor(model, "teacher", CPU), judged, task.length_of)
+    theirs = predicted(TorchPredictor(model, "teacher", CPU), judged, task.length_of)
     lesson = Lesson(task, model, train, train.take(range(30), "held out"), 0, tmp_path)
     Distill(epochs=6, learning_rate=rate)(student, lesson)
-    ours = predict(TorchPredictor(student, "student", CPU), judged, task.length_of)
+    ours = predicted(TorchPredictor(student, "student", CPU), judged, task.length_of)
     assert task.judge(ours, theirs, judged, model.encode).value > 0.85
     parity = export_graph(student, train, tmp_path / "model.onnx", 20)
     assert parity.max_difference < 1e-4

@@ -12,8 +12,9 @@ import pytest
 from potstill.pipeline import cli
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import load_examples
-from potstill.validate.predictor import TorchPredictor, best_device, predict
+from potstill.validate.predictor import TorchPredictor, best_device
 from potstill.validate.task import TASKS
+from tests.predicted import predicted
 
 pytestmark = pytest.mark.data
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,7 @@ def test_the_published_cifar_resnets_load_and_score_as_published(
     weights = real_data / "cifar10" / "resnet20-12fca82f.th"
     model = TASKS["module"].load(Checkpoint("examples.cifar10.model:resnet20", weights), example=examples.rows([0]))
     assert model.parameters == 269_722
-    logits = predict(TorchPredictor(model, "resnet20", best_device()), examples)
+    logits = predicted(TorchPredictor(model, "resnet20", best_device()), examples)
     assert (logits.argmax(axis=1) == examples.labels).mean() == pytest.approx(0.915, abs=0.001)
 
 
@@ -102,5 +103,5 @@ def test_optimum_opens_the_package_and_predicts_the_same(sst2_package: Path, rea
     from potstill.validate.predictor import OnnxPredictor
 
     encode = TextEncoder(AutoTokenizer.from_pretrained(sst2_package), 128)
-    ours = predict(OnnxPredictor(sst2_package / "model.onnx", encode, "the package"), examples.take(range(200), "200"))
+    ours = OnnxPredictor(sst2_package / "model.onnx", encode, "the package")(examples.rows(range(200)))
     np.testing.assert_allclose(np.array(theirs["logits"]), ours, atol=1e-4)

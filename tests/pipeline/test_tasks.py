@@ -16,8 +16,9 @@ from potstill.export.graph import export_graph
 from potstill.pipeline.cli import call
 from potstill.pipeline.recipe import OF_TEXT, TaskWord
 from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.predictor import OnnxPredictor, Predictor, TorchPredictor, predict
+from potstill.validate.predictor import OnnxPredictor, Predictor, TorchPredictor
 from potstill.validate.task import TASKS
+from tests.predicted import predicted
 
 CPU = torch.device("cpu")
 TARGET = "laptop-x86-vnni"
@@ -138,10 +139,10 @@ def test_a_cut_learns_and_its_graph_computes_the_same(
     student = Student(layers=1)(model, task, options, 0)
     torch.manual_seed(0)
     torch.nn.init.normal_(list(student.core.parameters())[-2], std=0.02)  # the head forgets
-    theirs = predict(TorchPredictor(model, "teacher", CPU), judged, task.length_of)
+    theirs = predicted(TorchPredictor(model, "teacher", CPU), judged, task.length_of)
 
     def value(predictor: Predictor) -> float:
-        return task.judge(predict(predictor, judged, task.length_of), theirs, judged, model.encode).value
+        return task.judge(predicted(predictor, judged, task.length_of), theirs, judged, model.encode).value
 
     before = value(TorchPredictor(student, "student", CPU))
     lesson = Lesson(task, model, train, train.take(range(20), "held out"), 0, tmp_path)

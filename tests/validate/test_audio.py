@@ -13,8 +13,9 @@ from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSe
 from potstill.validate.audio import AudioEncoder
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.errors import InputError
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS
+from tests.predicted import predicted
 
 AUDIO = TASKS["audio-classification"]
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def wav2vec2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_trained_model_is_right(sound_teacher: Path, sounds: dict[str, Path]) -> None:
     model = AUDIO.load(Checkpoint(str(sound_teacher)))
     examples = AUDIO.checked(AUDIO.examples(str(sounds["eval"]), {}, judging=True), model.labels, judging=True)
-    rows = predict(TorchPredictor(model, "teacher", CPU), examples)
+    rows = predicted(TorchPredictor(model, "teacher", CPU), examples)
     card = AUDIO.judge(rows, rows, examples, model.encode)
     assert (card.metric, card.examples) == ("accuracy", 40)
     assert card.value > 0.95

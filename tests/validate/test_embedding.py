@@ -13,8 +13,9 @@ from potstill.validate.data import Examples, Pairs
 from potstill.validate.embedding import spearman
 from potstill.validate.errors import InputError
 from potstill.validate.leaks import shared
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS, Model
+from tests.predicted import predicted
 
 EMBED = TASKS["feature-extraction"]
 CPU = torch.device("cpu")
@@ -114,10 +115,12 @@ def test_the_same_text_twice_is_found_either_way() -> None:
 def test_pairs_are_read_predicted_and_judged(model: Model, pair_files: dict[str, Path]) -> None:
     examples = EMBED.checked(EMBED.examples(str(pair_files["eval"]), {}, judging=True), (), judging=True)
     assert len(examples) == 150
-    rows = predict(TorchPredictor(model, "teacher", CPU, batch_size=32), examples, "text")
+    rows = predicted(TorchPredictor(model, "teacher", CPU, batch_size=32), examples, "text")
     assert rows.shape == (300, 32)
     few = examples.take([5, 2], "two")
-    np.testing.assert_allclose(predict(TorchPredictor(model, "t", CPU), few), rows[[10, 11, 4, 5]], atol=1e-5)
+    np.testing.assert_allclose(
+        predicted(TorchPredictor(model, "t", CPU), few), rows[[10, 11, 4, 5]], rtol=2**-10, atol=1e-5
+    )
     card = EMBED.judge(rows, rows, examples)
     assert card.value > 0.6
     assert card.difference == 0

@@ -13,9 +13,10 @@ from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import IGNORED
 from potstill.validate.errors import InputError
 from potstill.validate.model import MASKED, Model
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.spans import SpansEncoder, best_span, squad_scores
 from potstill.validate.task import TASKS
+from tests.predicted import predicted
 
 SPANS = TASKS["question-answering"]
 CPU = torch.device("cpu")
@@ -122,10 +123,10 @@ def test_scores_are_those_of_squad(said: str, golds: list[str]) -> None:
 
 def test_a_trained_model_is_right(model: Model, span_files: dict[str, Path]) -> None:
     examples = SPANS.checked(SPANS.examples(str(span_files["eval"]), {}, judging=True), (), judging=True)
-    rows = predict(TorchPredictor(model, "teacher", CPU, batch_size=16), examples, "context")
+    rows = predicted(TorchPredictor(model, "teacher", CPU, batch_size=16), examples, "context")
     few = examples.take(range(10), "ten")
-    alone = predict(TorchPredictor(model, "teacher", CPU, batch_size=1), few)
-    np.testing.assert_allclose(rows[:20, : alone.shape[1]], alone, atol=1e-4)
+    alone = predicted(TorchPredictor(model, "teacher", CPU, batch_size=1), few)
+    np.testing.assert_allclose(rows[:20, : alone.shape[1]], alone, rtol=2**-10, atol=1e-4)
     assert (rows[:20, alone.shape[1] :] == MASKED).all()
     card = SPANS.judge(rows, rows, examples, model.encode)
     assert (card.metric, card.agreement, card.difference) == ("SQuAD F1", 1.0, 0.0)

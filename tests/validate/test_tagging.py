@@ -12,9 +12,10 @@ from seqeval.metrics import f1_score
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import IGNORED, Arrays, Examples
 from potstill.validate.errors import InputError
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.task import TASKS, Model
+from tests.predicted import predicted
 
 TAGGING = TASKS["token-classification"]
 NAMES = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
@@ -106,9 +107,9 @@ def test_a_word_that_is_cut_off_is_outside_and_counted(tag_teacher: Path) -> Non
 
 def test_a_trained_tagger_is_right(model: Model, tag_files: dict[str, Path]) -> None:
     examples = TAGGING.checked(TAGGING.examples(str(tag_files["eval"]), {}, judging=True), model.labels, judging=True)
-    rows = predict(TorchPredictor(model, "teacher", CPU, batch_size=7), examples, "tokens")
-    one_by_one = predict(TorchPredictor(model, "teacher", CPU, batch_size=1), examples)
-    np.testing.assert_allclose(rows, one_by_one, atol=1e-5)
+    rows = predicted(TorchPredictor(model, "teacher", CPU, batch_size=7), examples, "tokens")
+    one_by_one = predicted(TorchPredictor(model, "teacher", CPU, batch_size=1), examples)
+    np.testing.assert_allclose(rows, one_by_one, rtol=2**-10, atol=1e-5)  # a float16 step
     card: Scorecard = TAGGING.judge(rows, rows, examples)
     assert card.value > 0.95
     assert (card.difference, card.agreement, card.kl_nats) == (0, 1, 0)

@@ -1,0 +1,135 @@
+"""A model on a device as one to judge: raw inputs over the wire, raw outputs back; words and classes stay here.
+
+Shapes: B examples in a batch, R rows of all of them, C classes.
+"""
+
+import math
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, NonNegativeInt, ValidationError
+
+from potstill.targets.local import ask_agent
+from potstill.validate.encoder import Encoder, Inputs
+from potstill.validate.errors import InputError, PotstillError
+from potstill.validate.examples import Rows
+from potstill.validate.model import Read, as_they_are
+from potstill.validate.predictor import one_below_another
+
+NUMBERS = {np.dtype(code).name for code in np.typecodes["AllInteger"] + "efd?"}
+
+
+class _Output(BaseModel):
+    dtype: str
+    shape: list[NonNegativeInt]
+
+
+class _Answer(BaseModel):
+    providers: list[str]
+    missing_providers: list[str]
+    outputs: list[_Output]
+
+
+class DevicePredictor:
+    """An ONNX file that the agent runs, one example at a time, in a process of its own for each batch.
+
+    Examples are encoded and outputs are read here, as `OnnxPredictor` does, so that the judge is the same; the
+    device needs Python, numpy and onnxruntime.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        encode: Encoder,
+        name: str,
+        *,
+        read: Read = as_they_are,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+        session_options: Mapping[str, str] | None = None,
+        threads: int = 0,
+        batch_size: int = 256,
+        python: str = sys.executable,
+        timeout_s: float = 900,
+    ) -> None:
+        """`python` is an interpreter that has onnxruntime and numpy; `timeout_s` is for one batch."""
+        self.name, self.batch_size, self.encode, self._read = name, batch_size, encode, read
+        self._model = {
+            "path": str(path.resolve()),
+            "providers": list(providers),
+            "session_options": dict(session_options or {}),
+        }
+        self._threads, self._python, self._timeout_s = threads, python, timeout_s
+
+    def __call__(self, rows: Rows) -> NDArray[np.float32]:
+        """Logits (R, C) of some rows, each run alone.
+
+        Raises:
+            InputError: the interpreter cannot be started, or lacks a provider.
+            Unreachable: no answer in time.
+            PotstillError: the agent failed, or its outputs are missing or malformed.
+        """
+        count = len(next(iter(rows.values())))
+        inputs = [self.encode({name: rows[name][i : i + 1] for name in rows}) for i in range(count)]
+        found = []
+        for encoded, output in zip(inputs, self._outputs(inputs), strict=True):
+            tensors = {name: torch.from_numpy(array) for name, array in encoded.items()}
+            found.append(self._read(torch.from_numpy(output.astype(np.float32)), tensors).numpy())
+        return one_below_another(found)
+
+    def _outputs(self, inputs: Sequence[Inputs]) -> list[NDArray[Any]]:
+        """The model's first output of each example, as the agent gave it."""
+        with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
+            given, made = Path(folder, "inputs.bin"), Path(folder, "outputs.bin")
+            files = {"inputs": str(given), "outputs": str(made)}
+            request = {
+                "threads": self._threads,
+                "answer": {**self._model, **files, "examples": _write(given, inputs)},
+            }
+            reply = ask_agent(request, python=self._python, timeout_s=self._timeout_s)
+            try:
+                answer = _Answer.model_validate(reply.get("answer"))
+            except ValidationError as error:
+                raise PotstillError(f"the agent gave no answer: {error.errors()[0]['msg']}") from None
+            if answer.missing_providers:
+                raise InputError(
+                    f"{self.name} wants {', '.join(answer.missing_providers)}, and its device has only "
+                    f"{', '.join(answer.providers)}; give a provider that is there"
+                )
+            return _read_outputs(made, answer.outputs, len(inputs))
+
+
+def _write(file: Path, inputs: Sequence[Inputs]) -> list[dict[str, Any]]:
+    """Write arrays raw and little-endian, one after the other; what they are, for the request."""
+    with file.open("wb") as into:
+        for one in inputs:
+            for array in one.values():
+                into.write(array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return [{name: {"dtype": array.dtype.name, "shape": array.shape} for name, array in one.items()} for one in inputs]
+
+
+def _read_outputs(file: Path, outputs: Sequence[_Output], examples: int) -> list[NDArray[Any]]:
+    """Arrays out of a raw little-endian file that must hold exactly them.
+
+    Raises:
+        PotstillError: they are too few, no numbers, or the file is of another size.
+    """
+    if len(outputs) != examples:
+        raise PotstillError(f"the agent gave {len(outputs)} outputs for {examples} examples")
+    raw = file.read_bytes() if file.is_file() else b""
+    found, start = [], 0
+    for output in outputs:
+        if output.dtype not in NUMBERS:
+            raise PotstillError(f"the agent gave outputs of dtype {output.dtype!r}, expected numbers")
+        dtype, size = np.dtype(output.dtype).newbyteorder("<"), math.prod(output.shape)
+        if start + size * dtype.itemsize <= len(raw):
+            found.append(np.frombuffer(raw, dtype, size, start).reshape(output.shape))
+        start += size * dtype.itemsize
+    if start != len(raw):
+        raise PotstillError(f"the agent's outputs hold {len(raw)} bytes, expected {start} for {examples} examples")
+    return found

@@ -9,9 +9,10 @@ from pydantic.dataclasses import dataclass
 from scipy.special import softmax
 
 from potstill.validate.examples import IGNORED
-from potstill.validate.metrics import Interval, bootstrap, in_parts, most_likely
+from potstill.validate.metrics import RESAMPLES, Interval, expanded_percentiles, in_parts, most_likely
 
 BINS = 15
+_Side = tuple[NDArray[np.float64], NDArray[np.bool_]]  # how sure of each example, and whether right
 
 
 @dataclass(frozen=True)
@@ -75,21 +76,10 @@ def calibration(
     """
     sides = [_sure_and_right(one, labels) for one in (logits, teacher)]
     n = len(sides[0][0])
-    excess = np.zeros((n, 2 * BINS))  # right less sure, in the column of its side and bin
-    for side, (sure, right) in enumerate(sides):
-        excess[np.arange(n), side * BINS + _bins(sure)] = right - sure
-
-    def errors(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        mine, theirs = np.abs(sums).reshape(-1, 2, BINS).sum(axis=2).T / n
-        return np.stack([mine, theirs, mine - theirs], axis=1)
-
-    def of(index: NDArray[np.int64]) -> NDArray[np.float64]:
-        first = np.arange(len(index))[:, None] * n  # of each resample, where its n counts begin
-        times = np.bincount((index + first).ravel(), minlength=index.size).reshape(index.shape)
-        return errors(times.astype(np.float64) @ excess)
-
-    found = [float(one) for one in errors(excess.sum(axis=0))[0]]
-    *of_sides, apart = (_reflected(one, at) for one, at in zip(bootstrap(of, n, seed), found, strict=True))
+    resampled = _errors(_resampled_sums(sides, seed), n)
+    found = [float(one) for one in _errors(_sums(sides), n)[0]]
+    percentiles = expanded_percentiles(resampled, n)
+    *of_sides, apart = (_reflected(one, at) for one, at in zip(percentiles, found, strict=True))
     mine, theirs = (
         Reliability(ece, Interval(max(0.0, interval.low), max(0.0, interval.high)), _filled(*side))
         for ece, interval, side in zip(found[:2], of_sides, sides, strict=True)
@@ -102,13 +92,47 @@ def confidence(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     return in_parts(lambda part: softmax(part.astype(np.float64), axis=1).max(axis=1), logits)
 
 
+def _errors(sums: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """Both errors and their difference (S, 3), from sums of right less sure (S, 2, BINS) over n examples."""
+    mine, theirs = np.abs(sums).sum(axis=2).T / n
+    return np.stack([mine, theirs, mine - theirs], axis=1)
+
+
+def _sums(sides: list[_Side]) -> NDArray[np.float64]:
+    """Right less sure, added over the examples of each side's bins: (1, 2, BINS)."""
+    return np.array([[np.bincount(_bins(sure), right - sure, BINS) for sure, right in sides]], dtype=np.float64)
+
+
+def _resampled_sums(sides: list[_Side], seed: int) -> NDArray[np.float64]:
+    """The sums of 2,000 resamples of the examples (S, 2, BINS), without drawing each of N examples.
+
+    Examples in the same bin and right alike, on both sides, are one of G groups. How many of a resample come from each
+    is multinomial, as in any resample. Within a group only the confidences differ, by less than a bin's width: their
+    sum is drawn as normal, with the mean and the covariance that as many draws from the group have.
+    """
+    n, bins = len(sides[0][0]), [_bins(sure) for sure, _ in sides]
+    code = np.ravel_multi_index((bins[0], sides[0][1], bins[1], sides[1][1]), (BINS, 2, BINS, 2))
+    _, first, group, size = np.unique(code, return_index=True, return_inverse=True, return_counts=True)
+    excess = np.stack([right - sure for sure, right in sides])  # (2, N)
+    mean = np.stack([np.bincount(group, one) for one in excess]) / size  # (2, G)
+    a, b = excess - mean[:, group]
+    spread, shared, other_spread = (np.bincount(group, one) / size for one in (a * a, a * b, b * b))
+    slope = np.divide(shared, spread, out=np.zeros_like(shared), where=spread > 0)
+    rest = np.sqrt(np.maximum(other_spread - slope * shared, 0))  # of the second side, what the first does not tell
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(n, size / n, size=RESAMPLES)
+    x, y = rng.standard_normal((2, *times.shape)) * np.sqrt(times)
+    x *= np.sqrt(spread)
+    within = [x, slope * x + rest * y]
+    sums = [(times * mean[i] + within[i]) @ np.eye(BINS)[bins[i][first]] for i in range(2)]
+    return np.stack(sums, axis=1)
+
+
 def _reflected(percentiles: Interval, at: float) -> Interval:
     return Interval(2 * at - percentiles.high, 2 * at - percentiles.low)
 
 
-def _sure_and_right(
-    logits: NDArray[np.floating], labels: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _sure_and_right(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> _Side:
     known = labels != IGNORED
     return confidence(logits)[known], (most_likely(logits) == labels)[known]
 

@@ -167,7 +167,7 @@ class Gate:
             yield self._figure(name, card.examples, value, interval, limit, what, unit)
 
     def _calibration(self, found: "Calibration", limit: float) -> Check:
-        """The model's expected calibration error, whose interval may lie below the estimate."""
+        """The model's expected calibration error; its interval may lie below the estimate, which must hold it too."""
         side, what = found.model, "expected calibration error"
         examples = sum(one.examples for one in side.bins)
         return self._figure("max_calibration_error", examples, side.ece, side.interval, limit, what, "%")
@@ -189,24 +189,20 @@ class Gate:
         return self._decide(name, examples, sign * value, interval, sign * limit, told, near)
 
     def _bound(self, value: float, interval: "Interval") -> float:
-        """The largest limit that a value, larger the better, holds.
-
-        Strict: the lower end of its interval. Else the estimate, or where it lies outside, the end nearest to it.
-        """
-        return interval.low if self.undecided == "strict" else min(max(value, interval.low), interval.high)
+        """The largest limit that a value, larger the better, holds: itself, or strictly its interval's lower end."""
+        return min(interval.low, value) if self.undecided == "strict" else value
 
     def _decide(
         self, name: str, examples: int, value: float, interval: "Interval", limit: float, told: str, near: str | None
     ) -> Check:
-        """Whether a value, larger the better, holds its limit, by its interval."""
-        if interval.low >= limit:
+        """Whether a value, larger the better, holds its limit, by its interval with the value itself."""
+        low, high = min(interval.low, value), max(interval.high, value)
+        if low >= limit:
             return Check(name, "pass", True, told)
-        if interval.high < limit:
+        if high < limit:
             return Check(name, "fail", False, told, nearest=near)
         passed = self._bound(value, interval) >= limit
-        middle = value if interval.low <= value <= interval.high else (interval.low + interval.high) / 2
-        arm = middle - interval.low if middle >= limit else interval.high - middle
-        more = examples_to_decide(examples, abs(middle - limit), arm)
+        more = examples_to_decide(examples, abs(value - limit), value - low if value >= limit else high - value)
         by = "so the estimate decides" if self.undecided == "point" else "and the gate is strict"
         told = f"{told}; undecided, {by} ({ask(more)})"
         return Check(name, "undecided", passed, told, more, None if passed else near)

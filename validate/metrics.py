@@ -95,17 +95,22 @@ def bootstrap(
     Returns:
         K intervals.
     """
-    from scipy.stats import norm
-    from scipy.stats import t as student_t
-
     rng, found = np.random.default_rng(seed), []
     at_once = max(1, 2**21 // max(n, 1))
     for start in range(0, resamples, at_once):
         found.append(of(rng.integers(n, size=(min(at_once, resamples - start), n))))
+    return expanded_percentiles(np.concatenate(found), n)
+
+
+def expanded_percentiles(found: NDArray[np.float64], n: int) -> list[Interval]:
+    """The K intervals of `bootstrap`, from K statistics (S, K) of S resamples of n examples."""
+    from scipy.stats import norm
+    from scipy.stats import t as student_t
+
     share = (1 - CONFIDENCE) / 2
     if n > 1:
         share = float(norm.cdf(student_t.ppf(share, n - 1) * math.sqrt(n / (n - 1))))
-    low, high = np.quantile(np.concatenate(found), [share, 1 - share], axis=0)
+    low, high = np.quantile(found, [share, 1 - share], axis=0)
     return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
 

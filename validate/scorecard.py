@@ -21,8 +21,8 @@ from potstill.validate.metrics import (
 )
 
 CLOSED_FORMS = (
-    "Wilson’s for the metric, the agreement and the flips, Agresti and Min’s paired one for the difference; "
-    "for KL the bootstrap over examples"
+    "Wilson’s for the metric, the agreement and the flips; for the difference the outer of Tango’s and Agresti and "
+    "Min’s paired ones; for KL the bootstrap over examples"
 )
 RESAMPLED = "by the paired bootstrap over examples (expanded percentiles)"
 

@@ -4,8 +4,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.calibration import calibration_curve
 
-from potstill.validate.calibration import Calibration, calibration, confidence
+from potstill.validate.calibration import Calibration, _resampled_sums, calibration, confidence
 
 RNG = np.random.default_rng(11)
 N = 500
@@ -48,6 +49,29 @@ def test_ece_is_that_of_a_plain_loop(found: Calibration) -> None:
     assert found.model.ece == pytest.approx(by_bins(MINE, LABELS), rel=1e-12)
     assert found.teacher.ece == pytest.approx(by_loop(TEACHER, LABELS), rel=1e-12)
     assert found.difference == pytest.approx(found.model.ece - found.teacher.ece)
+
+
+def test_bins_are_those_of_scikit_learn(found: Calibration) -> None:
+    right, sure = MINE.argmax(axis=1) == LABELS, confidence(MINE)
+    shares, means = calibration_curve(right, sure, n_bins=15)
+    assert [one.accuracy for one in found.model.bins] == pytest.approx(shares)
+    assert [one.confidence for one in found.model.bins] == pytest.approx(means)
+
+
+def test_resampled_sums_have_the_mean_and_covariance_of_resamples() -> None:
+    """Those of a sum over N draws with replacement: N times the mean and the covariance of one draw."""
+    sides = [(confidence(one), one.argmax(axis=1) == LABELS) for one in (MINE, TEACHER)]
+    one_draw = np.zeros((N, 2, 15))
+    for i, (sure, right) in enumerate(sides):
+        one_draw[np.arange(N), i, np.ceil(sure * 15).astype(int) - 1] = right - sure
+    flat = one_draw.reshape(N, 30)
+    drawn = np.concatenate([_resampled_sums(sides, seed) for seed in range(10)]).reshape(-1, 30)
+    covariance = N * np.cov(flat.T, bias=True)
+    error = np.sqrt(np.diag(covariance) / len(drawn))
+    assert (np.abs(drawn.mean(axis=0) - N * flat.mean(axis=0)) <= 4.5 * error).all()
+    scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+    filled = scale > 0
+    assert (np.abs(np.cov(drawn.T) - covariance)[filled] / scale[filled]).max() < 0.05
 
 
 def test_bins_hold_all_examples(found: Calibration) -> None:
@@ -105,9 +129,9 @@ def test_intervals_cover_the_truth() -> None:
 
 
 @pytest.mark.timing
-def test_ten_thousand_examples_take_less_than_two_seconds_of_a_processor() -> None:
+def test_ten_thousand_examples_take_less_than_half_a_second_of_a_processor() -> None:
     labels = RNG.integers(10, size=10_000)
     logits = RNG.normal(size=(10_000, 10)).astype(np.float32)
     started = time.process_time()
     calibration(logits, 2 * logits, labels)
-    assert time.process_time() - started < 2
+    assert time.process_time() - started < 0.5

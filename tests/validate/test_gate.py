@@ -3,14 +3,17 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from potstill.pipeline.limits import GateSpec
+from potstill.validate.calibration import Bin, Calibration, Reliability
 from potstill.validate.errors import InputError
 from potstill.validate.gate import BYTES, NATS, SECONDS, SHARE, Gate, Limit, parse_limit, parse_quantity
 from potstill.validate.metrics import Interval
-from potstill.validate.scorecard import Scorecard, judge
+from potstill.validate.scorecard import Scorecard, judge, paired
 
 
 def card(lost: int, gained: int, n: int, teacher_right: int) -> Scorecard:
@@ -130,7 +133,10 @@ def test_a_strict_gate_lets_nothing_undecided_pass(lost: int) -> None:
 def test_a_model_right_at_the_limit_passes_a_strict_gate_at_most_once_in_twenty() -> None:
     rng, n, lose, gain = np.random.default_rng(0), 1000, 0.04, 0.02
     gate = Gate(parse_limit("2pp"), undecided="strict")  # the true drop
-    made = [card(int(a), int(b), n, 900) for a, b, _ in rng.multinomial(n, [lose, gain, 1 - lose - gain], size=2000)]
+    made = []
+    for lost, gained, same in rng.multinomial(n, [lose, gain, 1 - lose - gain], size=2000):
+        right, teacher = (np.repeat(one, [lost, gained, same]) for one in ([False, True, True], [True, False, True]))
+        made.append(Scorecard(metric="accuracy", data="made", **paired(right, teacher)))
     passed = sum(gate(one).passed for one in made) / len(made)
     assert 0.01 < passed <= 0.05
 
@@ -194,3 +200,56 @@ def test_the_interval_of_the_divergence_is_that_of_its_mean() -> None:
     assert made.kl_nats == pytest.approx(40 * np.tanh(0.5) / 4000)
     assert isinstance(made.kl_interval, Interval)
     assert made.kl_interval.half == pytest.approx(half, rel=0.08)
+
+
+def calibrated(ece: float, low: float, high: float) -> Calibration:
+    """A model with this calibration error."""
+    side = Reliability(ece, Interval(low, high), [Bin(600, 0.9, 0.8)])
+    return Calibration(side, side, 0, Interval(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("limit", "outcome", "point", "strict"),
+    [(0.05, "pass", True, True), (0.04, "undecided", True, False), (0.03, "undecided", False, False),
+     (0.02, "fail", False, False)],
+)  # fmt: skip
+def test_the_calibration_error_is_judged_by_its_interval(limit: float, outcome: str, point: bool, strict: bool) -> None:
+    for undecided, passed in (("point", point), ("strict", strict)):
+        gate = Gate(parse_limit("5pp"), undecided=undecided, max_calibration_error=limit)  # type: ignore[arg-type]
+        check = gate(card(1, 1, 600, 560), calibration=calibrated(0.035, 0.025, 0.045)).checks[1]
+        assert (check.limit, check.outcome, check.passed) == ("max_calibration_error", outcome, passed)
+        assert check.reason.startswith("expected calibration error 3.50%, 95 % interval 2.50 to 4.50, limit")
+
+
+def test_a_calibration_error_above_its_interval_must_hold_the_limit_too() -> None:
+    found, plain = calibrated(0.05, 0.02, 0.04), card(1, 1, 600, 560)
+    for undecided in ("point", "strict"):
+        gate = Gate(parse_limit("5pp"), undecided, max_calibration_error=0.045)  # type: ignore[arg-type]
+        check = gate(plain, calibration=found).checks[1]
+        assert (check.outcome, check.passed, check.nearest) == ("undecided", False, "5%")
+        assert replace(gate, max_calibration_error=0.051)(plain, calibration=found).checks[1].outcome == "pass"
+        assert replace(gate, max_calibration_error=0.019)(plain, calibration=found).checks[1].outcome == "fail"
+
+
+@pytest.mark.parametrize(
+    ("limit", "given"),
+    [({"max_slice_drop": parse_limit("3pp")}, "slices"), ({"max_calibration_error": 0.05}, "calibr")],
+)
+def test_a_limit_on_slices_or_calibration_is_never_skipped(limit: dict[str, Any], given: str) -> None:
+    gate = Gate(parse_limit("5pp"), **limit)
+    with pytest.raises(TypeError, match=rf"is set, and no {given}"):
+        gate(card(1, 1, 600, 560))
+    gate.check(card(1, 1, 600, 560), has_classes=True)
+    with pytest.raises(InputError, match=rf"gate\.{next(iter(limit))}: .*one class for each example.*leave it out"):
+        gate.check(card(1, 1, 600, 560), has_classes=False)
+
+
+def test_limits_of_a_recipe_keep_their_unit() -> None:
+    spec = GateSpec.model_validate({"max_drop": "1pp", "max_slice_drop": " 3% ", "max_calibration_error": "5%"})
+    assert spec.max_slice_drop == "3%"
+    built = spec.build()
+    assert (built.max_slice_drop, built.max_calibration_error) == (Limit(3, "%"), 0.05)
+    with pytest.raises(ValueError, match=r"max_slice_drop\n.*'0\.01' has no unit: is it a point or a share"):
+        GateSpec.model_validate({"max_drop": "1pp", "max_slice_drop": 0.01})
+    with pytest.raises(ValueError, match=r"max_calibration_error\n.*'1pp' is not a limit here"):
+        GateSpec.model_validate({"max_drop": "1pp", "max_calibration_error": "1pp"})

@@ -1,8 +1,13 @@
 """Figures against independent references."""
 
+from itertools import product
+from typing import Any
+
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
 from potstill.validate.metrics import bootstrap, divergences, mcnemar_p, paired_difference, proportion
 
@@ -52,6 +57,54 @@ def test_bootstrap_is_that_of_scipy() -> None:
     assert found.high == pytest.approx(theirs.confidence_interval.high, abs=0.08 * width)
 
 
+def test_paired_difference_is_tangos_or_agresti_and_mins_where_that_is_wider() -> None:
+    def score(lost: int, gained: int, n: int, at: float) -> float:
+        """Tango's statistic, with the likelihood under a true difference `at` maximised by scipy."""
+
+        def unlikely(lose: float) -> float:
+            cells = np.maximum([lose, lose + at, 1 - 2 * lose - at], 1e-300)
+            return -float(np.log(cells) @ [lost, gained, n - lost - gained])
+
+        bounds = (max(0.0, -at), (1 - at) / 2)
+        lose = optimize.minimize_scalar(unlikely, bounds=bounds, method="bounded", options={"xatol": 1e-13}).x
+        return float(((gained - lost) / n - at) / np.sqrt((2 * lose + at - at * at) / n))
+
+    for lost, gained, n, level in ((5, 3, 50, 0.95), (0, 0, 65, 0.95), (3, 9, 40, 0.9), (12, 0, 600, 0.999)):
+        z, at = stats.norm.ppf((1 + level) / 2), (gained - lost) / n
+        tango = [
+            optimize.brentq(lambda x, of=(lost, gained, n), end=sign * z: score(*of, x) - end, *ends)
+            for sign, ends in ((1, (-0.99, at - 1e-6)), (-1, (at + 1e-6, 0.99)))
+        ]
+        b, c, total = lost + 0.5, gained + 0.5, n + 2
+        half = z * np.sqrt(b + c - (c - b) ** 2 / total) / total
+        found = paired_difference(lost, gained, n, level)
+        assert found.low == pytest.approx(min(tango[0], (c - b) / total - half), abs=1e-6)
+        assert found.high == pytest.approx(max(tango[1], (c - b) / total + half), abs=1e-6)
+    assert paired_difference(10, 0, 10).low == -1
+
+
+@pytest.mark.parametrize(
+    ("n", "drop", "gain"),
+    [(10, 0.165, 0), (65, 0.03, 0), (100, 0.02, 0), (100, 0.13, 0.01), (200, 0.05, 0.002), (50, 0.05, 0.05)],
+)
+def test_each_end_of_paired_difference_errs_seldom_even_where_few_examples_flip(
+    n: int, drop: float, gain: float
+) -> None:
+    """Exactly, over all counts; Agresti and Min's low end alone errs in up to 16 %."""
+    most = [int(stats.binom.ppf(1 - 1e-7, n, p)) + 1 for p in (gain + drop, gain)]
+    for level in (0.95, 1 - 0.05 / 14):
+        below = above = 0.0
+        for lost, gained in product(range(min(n, most[0]) + 1), range(most[1] + 1)):
+            if lost + gained <= n:
+                p = stats.multinomial.pmf(
+                    [lost, gained, n - lost - gained], n, [gain + drop, gain, 1 - 2 * gain - drop]
+                )
+                found = paired_difference(lost, gained, n, level)
+                below, above = below + p * (found.low > -drop), above + p * (found.high < -drop)
+        assert below <= 1.5 * (1 - level) / 2
+        assert above <= 1.01 * (1 - level) / 2
+
+
 def test_no_flips_still_has_width() -> None:
     found = paired_difference(0, 0, 100)
     assert found.low < 0 < found.high
@@ -62,6 +115,14 @@ def test_mcnemar_is_the_binomial_test() -> None:
     assert mcnemar_p(0, 0) == 1.0
 
 
+def test_wilson_and_mcnemar_are_those_of_statsmodels() -> None:
+    for successes, n in ((0, 12), (580, 599), (30, 30)):
+        found = proportion(successes, n)
+        assert (found.low, found.high) == pytest.approx(proportion_confint(successes, n, method="wilson"), abs=1e-12)
+    for lost, gained in ((14, 2), (3, 3), (0, 6), (120, 90)):
+        assert mcnemar_p(lost, gained) == pytest.approx(mcnemar([[500, lost], [gained, 40]], exact=True).pvalue)
+
+
 def test_divergences_are_their_formula_in_float64() -> None:
     rng = np.random.default_rng(2)
     teacher, student = rng.normal(size=(2, 50, 7)).astype(np.float32) * 5
@@ -70,6 +131,7 @@ def test_divergences_are_their_formula_in_float64() -> None:
     q = np.exp(student.astype(np.float64))
     q /= q.sum(axis=1, keepdims=True)
     assert divergences(teacher, student) == pytest.approx((p * np.log(p / q)).sum(axis=1), rel=1e-9)
+    assert divergences(teacher, student) == pytest.approx(stats.entropy(p, q, axis=1), rel=1e-9)
     assert not divergences(teacher, teacher).any()
 
 
@@ -87,3 +149,34 @@ def test_the_bootstraps_levels_are_hesterbergs() -> None:
     drawn = values[np.random.default_rng(6).integers(n, size=(200_000, n))].mean(axis=1)
     share = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [share, 1 - share])), abs=0.01)
+
+
+def documents(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Tokens and the summed losses of a student and its teacher on each document; long ones are easier: (n, 3)."""
+    tokens = rng.lognormal(5, 0.7, size=n)
+    teacher = 3 - 0.2 * (np.log(tokens) - 5) + rng.normal(0, 0.3, size=n)
+    student = teacher + 0.1 + 0.05 * (np.log(tokens) - 5) + rng.normal(0, 0.1, size=n)
+    return np.stack([tokens, tokens * student, tokens * teacher], axis=1)
+
+
+def queries(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Texts that belong to each query, and those of them that were found: (n, 2)."""
+    many = 1 + rng.poisson(3, size=n)
+    return np.stack([many, rng.binomial(many, rng.beta(4, 1, size=n))], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("draw", "figure", "truth"),
+    [
+        # of a lognormal with μ = 5 and σ = 0.7, E[L log L] / E[L] = μ + σ²
+        (documents, lambda sums: (sums[:, 1] - sums[:, 2]) / sums[:, 0], 0.1 + 0.05 * 0.49),  # log of perplexities
+        (queries, lambda sums: sums[:, 1] / sums[:, 0], 0.8),
+    ],
+)
+def test_the_bootstrap_covers_ratios_of_sums(draw: Any, figure: Any, truth: float) -> None:
+    rng, covered = np.random.default_rng(7), 0
+    for _ in range(400):
+        rows = draw(rng, 120)
+        (found,) = bootstrap(lambda index, r=rows: figure(r[index].sum(axis=1))[:, None], 120, resamples=400)
+        covered += found.low <= truth <= found.high
+    assert 0.92 <= covered / 400 <= 0.975

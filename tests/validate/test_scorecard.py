@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy.special import softmax
+from scipy.stats import entropy
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from potstill.validate.errors import InputError
@@ -22,6 +24,7 @@ def test_figures_are_those_of_scikit_learn() -> None:
     flips = confusion_matrix(theirs == LABELS, mine == LABELS)
     assert (card.lost, card.gained) == (flips[1, 0], flips[0, 1])
     assert card.agreement == accuracy_score(theirs, mine)
+    assert card.kl_nats == pytest.approx(entropy(softmax(TEACHER, axis=1), softmax(STUDENT, axis=1), axis=1).mean())
     assert card.interval.low < card.value < card.interval.high
     assert card.difference_interval.low < card.difference < card.difference_interval.high
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from potstill.validate.errors import InputError
 from potstill.validate.metrics import change_of_gap, holm, mcnemar_p, paired_difference
@@ -23,6 +24,8 @@ def test_holm_is_the_worked_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+    p = np.random.default_rng(0).random(40) ** 4
+    assert holm(p.tolist()) == pytest.approx(multipletests(p, method="holm")[1])
 
 
 def test_a_slice_is_its_examples(found: list[Slice]) -> None:

@@ -19,8 +19,9 @@ from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import Arrays, Examples, Pairs
 from potstill.validate.perturb import LEVEL_DB, NEIGHBOURS, SNR_DB, TYPOS, in_words, perturbations_of, perturbed
-from potstill.validate.predictor import TorchPredictor, predict
+from potstill.validate.predictor import TorchPredictor
 from potstill.validate.task import TASKS
+from tests.predicted import predicted
 
 PICTURES = ("noise", "blur", "jpeg")
 CPU = torch.device("cpu")
@@ -435,11 +436,11 @@ def test_models_take_them_and_are_worse(
     model = of_task.load(Checkpoint(str(folder)))
     source = request.getfixturevalue(files)["eval"]
     examples = of_task.checked(of_task.examples(str(source), columns, judging=True), model.labels, judging=True)
-    clean = predict(TorchPredictor(model, "teacher", CPU), examples, of_task.length_of)
+    clean = predicted(TorchPredictor(model, "teacher", CPU), examples, of_task.length_of)
     value = of_task.judge(clean, clean, examples, model.encode).value
     for name in perturbations_of(task, examples):
         harder = perturbed(examples, name, task)
-        rows = predict(TorchPredictor(model, "teacher", CPU), harder, of_task.length_of)
+        rows = predicted(TorchPredictor(model, "teacher", CPU), harder, of_task.length_of)
         card = of_task.judge(rows, rows, harder, model.encode)
         assert card.data == harder.name
         assert card.value <= value + 0.02

@@ -106,6 +106,17 @@ def test_pairs_without_scores_are_judged_by_search() -> None:
     assert card.agreement == np.mean(np.array(found[0]) == np.array(found[1]))
 
 
+def test_the_nearest_of_many_is_that_of_all_at_once() -> None:
+    exact = vectors(1300, 8, 5)  # more texts than are compared at a time
+    exact[1::2] = exact[::2] + 0.4 * exact[1::2]
+    mine = exact.astype(np.float16)
+    unit = mine.astype(np.float64) / np.linalg.norm(mine.astype(np.float64), axis=1, keepdims=True)
+    wanted = (unit[::2] @ unit[1::2].T).argmax(axis=1)
+    assert 0.2 < (wanted == np.arange(1300)).mean() < 0.9
+    card = EMBED.judge(mine, mine, pairs(np.full(1300, -100)))
+    assert card.value == np.mean(wanted == np.arange(1300))
+
+
 def test_the_same_text_twice_is_found_either_way() -> None:
     same = np.tile(np.array([[1, 0], [1, 0.1]], dtype=np.float32), (2, 1))
     assert EMBED.judge(same, same, pairs(np.full(2, -100), ["one", "one"])).value == 1.0

@@ -42,3 +42,9 @@ def test_json_and_back() -> None:
 def test_other_classes_are_refused() -> None:
     with pytest.raises(InputError, match=r"outputs are \(500, 2\).*same examples and classes"):
         judge(STUDENT[:, :2], TEACHER, LABELS, "made")
+
+
+def test_examples_without_a_label_are_left_out() -> None:
+    known = np.arange(500) % 3 > 0
+    card = judge(STUDENT, TEACHER, np.where(known, LABELS, -100), "made")
+    assert card == judge(STUDENT[known], TEACHER[known], LABELS[known], "made")

@@ -2,7 +2,7 @@
 
 A limit on a figure that was estimated from examples is a test of non-inferiority: the figure's 95 % interval is
 compared with the limit, not the figure (Piaggio et al. 2012, "Reporting of noninferiority and equivalence randomized
-trials", CONSORT). With `undecided: strict` a model whose true figure is right at the limit passes about once in forty.
+trials", CONSORT). With `undecided: strict` a model whose true drop is right at the limit passes about once in forty.
 """
 
 from collections.abc import Iterator, Mapping

@@ -6,7 +6,7 @@ from string import Template
 from typing import get_args
 
 from potstill.compress.student import layers_of
-from potstill.pipeline.recipe import TaskWord, load_recipe, parse_pairs
+from potstill.pipeline.recipe import OF_TEXT, TaskWord, load_recipe, parse_pairs
 from potstill.pipeline.stages import STAGES
 from potstill.targets.host import runs_here
 from potstill.targets.target import load_target, target_names
@@ -35,6 +35,8 @@ data:
   train: $train                  # CSV, TSV, JSON lines, Parquet, .npz[:key], a folder of class folders, a hub dataset
   eval: $eval                    # judges every step; never trained or calibrated on
 # calibrate: $train              # examples for activation ranges; default: the training examples
+# shifted: other.tsv             # a second set of other origin that judges, under the same gate
+# perturb: [$perturb]            # judge on eval made harder, too
 $columns
 $student
 stages:
@@ -46,7 +48,8 @@ stages:
 gate:
   max_drop: 2pp                  # points of the metric against the teacher; 1% is a hundredth of the teacher's value
 # undecided: strict              # lets only what the whole 95 % interval decides pass; default: the estimate decides
-# max_latency: 20ms              # of a package; also max_size, max_memory, min_agreement, max_flips, max_divergence
+# max_slice_drop: 5pp            # of the worst slice; also min_agreement, max_flips, max_divergence, max_calibration_error
+# max_latency: 20ms              # of a package; also max_size, max_memory
 
 targets:                         # potstill targets lists them
 $targets
@@ -86,6 +89,7 @@ def write_recipe(
         weights=f"  weights: {json.dumps(str(weights))}\n" if weights else "",
         columns=f"  columns: {json.dumps(pairs)}\n" if pairs else "# columns: {text: sentence, label: label}\n",
         student=_student_block(checkpoint, student),
+        perturb="typos" if task in OF_TEXT else "noise",
         epochs=30 if checkpoint.is_factory else 3,
         targets="\n".join(f"  - {name}" for name in _likely_targets()),
     )

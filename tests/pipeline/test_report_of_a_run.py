@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from potstill.pipeline.cli import call
 
@@ -40,12 +41,11 @@ def entry(run: Path, name: str) -> dict[str, Any]:
 
 
 def judged(run: Path, name: str) -> np.ndarray:
-    """The logits of the step whose judged record holds these flips."""
-    records = {path: json.loads(path.read_text()) for path in (run / "stages").glob("judged-*/record.json")}
-    flips = entry(run, name)["flips"]
-    place = next(path.parent for path, record in records.items() if record.get("flips") == flips)
-    logits: np.ndarray = np.load(place / "logits.npy")
-    return logits
+    """The logits of the step that is as sure of its first flip as the ledger says."""
+    first = entry(run, name)["flips"]["worst"][0]
+    kept = [np.load(path).astype(np.float64) for path in (run / "stages").glob("predicted-*/logits.npy")]
+    sure = [softmax(logits[first["row"] - 1]).max() for logits in kept]
+    return next(logits for logits, one in zip(kept, sure, strict=True) if one == first["probability"])
 
 
 @pytest.mark.parametrize("name", ["distill", "laptop-x86-vnni"])

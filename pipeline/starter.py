@@ -48,7 +48,8 @@ stages:
 gate:
   max_drop: 2pp                  # points of the metric against the teacher; 1% is a hundredth of the teacher's value
 # undecided: strict              # lets only what the whole 95 % interval decides pass; default: the estimate decides
-# max_slice_drop: 5pp            # of the worst slice; also min_agreement, max_flips, max_divergence, max_calibration_error
+# max_slice_drop: 5pp            # of the worst slice; also max_calibration_error
+# min_agreement: 95%             # with the teacher; also max_flips, max_divergence
 # max_latency: 20ms              # of a package; also max_size, max_memory
 
 targets:                         # potstill targets lists them

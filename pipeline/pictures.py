@@ -24,7 +24,7 @@ from potstill.pipeline.drawing import (
     write,
 )
 from potstill.pipeline.ledger import Entry, Ledger, size_in_words
-from potstill.validate.gate import parse_limit
+from potstill.validate.units import parse_limit, signed
 
 _MARKS = {"pass": (ACCENT, "o"), "fail": (FAIL, "X"), "undecided": (UNDECIDED, "D")}
 
@@ -255,12 +255,6 @@ def _column(frame: _Box, at: Sequence[tuple[float, ...]], words: Sequence[str], 
             cost = 6 * abs(shift) + 3 * sum(wide * step - _common(box, frame) for box in boxes)
             ways.append((cost + sum(_common(a, b) for a in boxes for b in taken), boxes))
     return min(ways)[1]
-
-
-def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign: `+0.50`, `−1.20`, `0.00`."""
-    text = f"{value:+.{digits}f}".replace("-", "−")
-    return text if text.strip("+−0.") else text[1:]
 
 
 def _point(entry: Entry, x: float) -> Point:

@@ -11,15 +11,16 @@ from markupsafe import Markup
 from potstill.pipeline import pictures, pictures_reliability, pictures_training, slice_words, step_words
 from potstill.pipeline.exhibits import Exhibit
 from potstill.pipeline.ledger import Entry, Ledger, candidate_in_words, gate_in_words, size_in_words, without_leaks
-from potstill.pipeline.pictures import latency_of, limit_of, signed
+from potstill.pipeline.pictures import latency_of, limit_of
 from potstill.pipeline.step_words import ends_of, interval_places
 from potstill.pipeline.yaml_lines import dump
 from potstill.targets.measurement import Measurement, Timing
 from potstill.validate.errors import InputError
 from potstill.validate.files import write_text
-from potstill.validate.gate import parse_limit
 from potstill.validate.scorecard import Scorecard
+from potstill.validate.shift import SHIFTED
 from potstill.validate.slices import Slice
+from potstill.validate.units import parse_limit, signed
 
 _WIDE, _NARROW, _HALF = 1036, 344, 506
 MOST_SLICES = 24  # in a table
@@ -222,7 +223,14 @@ def _below(entries: Sequence[Entry]) -> str:
     if round(drop, 1) <= 0:
         level = "level with" if round(drop, 1) == 0 else "above"
         return f"{'none below' if len(entries) > 1 else level} the teacher"
-    return f"{'at most ' if len(entries) > 1 else ''}{drop:.1f} points below the teacher"
+    return f"{'at most ' if len(entries) > 1 else ''}{drop:.1f} points below the teacher{_below_elsewhere(entries)}"
+
+
+def _below_elsewhere(entries: Sequence[Entry]) -> str:
+    """` (4.2 on reviews.tsv)`, where there is a second set; a gain is shown as `−0.3`."""
+    there = [one for entry in entries for one in entry.shifts or [] if one.by == SHIFTED]
+    drop = max((-one.scorecard.difference for one in there), default=0.0) * 100
+    return f" ({drop:.1f} on {there[0].what})".replace("(-", "(−") if there else ""
 
 
 def _smaller(ledger: Ledger, entries: Sequence[Entry]) -> list[str]:

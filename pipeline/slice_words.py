@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from potstill.pipeline.ledger import Entry, Ledger
-from potstill.pipeline.pictures import signed
 from potstill.validate.slices import LEAST_TESTED, Slice
+from potstill.validate.units import signed
 
 
 def examined(ledger: Ledger) -> list[Entry]:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from potstill.pipeline.ledger import Entry, Ledger
-from potstill.pipeline.pictures import signed
 from potstill.validate.metrics import Interval, detectable
 from potstill.validate.shift import Shift
+from potstill.validate.units import signed
 
 
 def interval_places(ends: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
@@ -64,6 +64,6 @@ def fragile_in_words(shifts: Sequence[Shift]) -> str | None:
         return f"More fragile than the teacher under {'; '.join(told)}."
     least = max(detectable(interval) for _, _, interval in tested) * 100
     return (
-        f"Not measurably more fragile than the teacher under {', '.join(one.what for one, *_ in tested)}; {least:.2f} "
-        "points more would have shown four times in five."
+        f"Not measurably more fragile than the teacher under {' or '.join(one.what for one, *_ in tested)}; a further "
+        f"{least:.2f} points would have shown four times in five."
     )

@@ -21,6 +21,7 @@ from potstill.validate.units import (
     nearest_cost,
     parse_limit,
     parse_quantity,
+    signed,
 )
 from potstill.validate.verdict import (
     Check,
@@ -141,8 +142,8 @@ class Gate:
         told = (
             f"{card.metric} {card.shown(card.value, 2)} against the teacher's {card.shown(card.teacher_value, 2)} on "
             f"{card.examples} examples: "
-            f"{card.difference * 100:+.2f} points, 95 % interval {interval.low * 100:+.2f} to "
-            f"{interval.high * 100:+.2f}, limit −{limit * 100:.2f}"
+            f"{signed(card.difference * 100)} points, 95 % interval {signed(interval.low * 100)} to "
+            f"{signed(interval.high * 100)}, limit {signed(-limit * 100)}"
         )
         bound = self._bound(card.difference, interval)
         near = nearest(

@@ -20,6 +20,12 @@ _NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
 _LIMIT = re.compile(rf"^\s*{_NUMBER}\s*(pp|%)\s*$")
 
 
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign: `+0.50`, `−1.20`, `0.00`."""
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text if text.strip("+−0.") else text[1:]
+
+
 @dataclass(frozen=True)
 class Limit:
     """How much of the metric may be lost.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from potstill.validate.metrics import CONFIDENCE, Interval, paired_difference
 from potstill.validate.slices import LEAST_TESTED, Slice
-from potstill.validate.units import Limit, nearest
+from potstill.validate.units import Limit, nearest, signed
 from potstill.validate.verdict import Check, ask, examples_to_decide
 
 NAME = "max_slice_drop"
@@ -71,9 +71,9 @@ class _Test:
         one = tested.slice
         return (
             f"{what} of {len(self.tested)} slices: {_name(one)}, {one.accuracy * 100:.2f}% against the teacher's "
-            f"{one.teacher_accuracy * 100:.2f}% on {one.examples} examples: {one.difference * 100:+.2f} points, 95 % "
-            f"interval {one.interval.low * 100:+.2f} to {one.interval.high * 100:+.2f}, limit "
-            f"−{self.limit.of(one.teacher_accuracy) * 100:.2f}"
+            f"{one.teacher_accuracy * 100:.2f}% on {one.examples} examples: {signed(one.difference * 100)} points, 95 "
+            f"% interval {signed(one.interval.low * 100)} to {signed(one.interval.high * 100)}, limit "
+            f"{signed(-self.limit.of(one.teacher_accuracy) * 100)}"
         )
 
 
@@ -94,7 +94,7 @@ def judge_slices(slices: list[Slice], limit: Limit, *, strict: bool) -> Check:
     note = f"; {left} of fewer than {LEAST_TESTED} examples not tested" if left else ""
     failing, above = test.worst(_Tested.upper)
     if above < 0:
-        ends = f"{failing.corrected.low * 100:+.2f} to {failing.upper() * 100:+.2f}"
+        ends = f"{signed(failing.corrected.low * 100)} to {signed(failing.upper() * 100)}"
         told = f"{test.told(failing)}, corrected for {len(known)} slices {ends}{note}"
         return Check(NAME, "fail", False, told, nearest=test.nearest())
     if test.worst(_Tested.lower)[1] >= 0:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from potstill.pipeline.report import headline
 from potstill.pipeline.step_words import alone_in_words, fragile_in_words, interval_places, split_in_words
+from potstill.validate.gate import Gate, parse_limit
 from potstill.validate.metrics import Interval, detectable
 from potstill.validate.shift import Shift
 from tests.pipeline.test_report import Page, card, distill, examined, ledger, package, render, start, teacher
@@ -39,8 +41,8 @@ def test_fragility() -> None:
         "More fragile than the teacher under JPEG quality 15 (−3.00 points, 95 % interval −5.00 to −1.00)."
     )
     assert fragile_in_words([NOISE]) == (
-        f"Not measurably more fragile than the teacher under Gaussian noise; "
-        f"{detectable(Interval(-0.012, 0.008)) * 100:.2f} points more would have shown four times in five."
+        f"Not measurably more fragile than the teacher under Gaussian noise; a further "
+        f"{detectable(Interval(-0.012, 0.008)) * 100:.2f} points would have shown four times in five."
     )
 
 
@@ -66,3 +68,16 @@ def test_without_them_nothing_is_said(tmp_path: Path) -> None:
     shown = Page(render(ledger([teacher(), distill()]), tmp_path)).text
     assert "What each step cost alone" not in shown
     assert "Beyond the evaluation set" not in shown
+
+
+def test_the_headline_tells_of_the_second_set() -> None:
+    run = ledger([teacher(), distill(), package("a", 21, 15, 26.78, shifts=[SHIFTED, JPEG])])
+    assert headline(run) == "The package passed: 0.7 points below the teacher (2.1 on yelp.tsv), 10.0× smaller."
+
+
+def test_all_limits_of_a_verdict_are_listed(tmp_path: Path) -> None:
+    verdict = Gate(parse_limit("3pp"), min_agreement=0.9)(card(21, 15))
+    shown = Page(render(ledger([teacher(), distill(verdict=verdict)]), tmp_path)).text
+    for check in verdict.checks:
+        assert f"{check.limit} {check.outcome}: {check.reason}" in shown
+    assert "all 2 limits" in shown

@@ -32,7 +32,7 @@ def test_it_passes_where_every_slice_holds_the_limit() -> None:
     found = judged(piece("cat", 4000, 40, 20), piece("dog", 4000, 60, 20), piece("owl", 9, 9), strict=True)
     assert (found.limit, found.outcome, found.passed) == ("max_slice_drop", "pass", True)
     assert found.reason.startswith("worst of 2 slices: class ‘dog’, 89.00% against the teacher's 90.00% on 4000 exampl")
-    assert re.search(r"-1\.00 points, 95 % interval -1\.4\d to -0\.5\d, limit −3\.00; 1 of fewer than 10", found.reason)
+    assert re.search(r"−1\.00 points, 95 % interval −1\.4\d to −0\.5\d, limit −3\.00; 1 of fewer than 10", found.reason)
 
 
 def test_one_slice_surely_below_fails() -> None:
@@ -40,7 +40,7 @@ def test_one_slice_surely_below_fails() -> None:
     assert (found.outcome, found.passed, found.more_examples) == ("fail", False, None)
     assert "class ‘dog’" in found.reason
     level = paired_difference(150, 20, 1000, 0.975)
-    assert f"corrected for 2 slices {level.low * 100:+.2f} to {level.high * 100:+.2f}" in found.reason
+    assert f"corrected for 2 slices {level.low * 100:+.2f} to {level.high * 100:+.2f}".replace("-", "−") in found.reason
     assert found.nearest == "13pp"
 
 

@@ -192,16 +192,34 @@ def read_package(folder: Path) -> Package:
     return TypeAdapter(Package).validate_python(found)
 
 
-def reseal(folder: Path, scorecard: Scorecard, verdict: Verdict | None, card: Callable[[Package], str]) -> Package:
-    """Write what a package was judged by into its manifest and its card, where that has changed since it was made."""
-    package, manifest = read_package(folder), read_json(folder / MANIFEST)
-    if (package.scorecard, package.verdict) == (scorecard, verdict):
-        return package
-    package, readme = replace(package, scorecard=scorecard, verdict=verdict), folder / "README.md"
-    write_text(readme, card(package))
-    manifest |= {"scorecard": scorecard.to_json(), "verdict": _plain(verdict) if verdict else None}
-    manifest["files"][readme.name] = _hashed(readme)
-    write_json(folder / MANIFEST, manifest)
+def reseal(
+    folder: Path,
+    target: Target,
+    scorecard: Scorecard,
+    verdict: Verdict | None,
+    data: dict[str, Any],
+    card: Callable[[Package], str],
+) -> Package:
+    """Bring a package's manifest and card up to what it was judged by since it was made; the model stays.
+
+    Args:
+        folder: of the package.
+        target: that it is for.
+        scorecard: of the file, on this machine.
+        verdict: the gate's; None without a gate.
+        data: for the lineage: the sets of examples.
+        card: gives the text of the package's README.
+    """
+    manifest, readme = read_json(folder / MANIFEST), folder / "README.md"
+    package = replace(read_package(folder), scorecard=scorecard, verdict=verdict, checked=_checked(target))
+    text = card(package)
+    if not readme.is_file() or readme.read_text(encoding="utf-8") != text:
+        write_text(readme, text)
+    now = manifest | {"scorecard": scorecard.to_json(), "verdict": _plain(verdict) if verdict else None}
+    now |= {"checked": package.checked, "lineage": manifest["lineage"] | {"data": data}}
+    now |= {"files": manifest["files"] | {readme.name: _hashed(readme)}}
+    if now != manifest:
+        write_json(folder / MANIFEST, now)
     return package
 
 

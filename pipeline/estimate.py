@@ -248,7 +248,18 @@ def _disk(run: Run, student: Model) -> int:
     training = weights * ADAM_COPIES * CHECKPOINTS_KEPT if run.recipe.stages else 0
     kept = weights * (len(run.recipe.stages) + 2 + len(run.recipe.targets) + (1 if run.recipe.targets else 0))
     reference = run.material.teacher.parameters * 4 if run.recipe.targets else 0
-    return training + kept + reference
+    predicted = _bytes_predicted(run) * (len(run.recipe.stages) + 2 + len(run.recipe.targets))
+    return training + kept + reference + predicted
+
+
+def _bytes_predicted(run: Run) -> int:
+    """What a model's predictions on all sets of examples take, in float16, by the width of one batch."""
+    material = run.material
+    count = min(8, len(material.eval))
+    before = material.teacher.encode.truncated
+    rows = TorchPredictor(material.teacher, "the teacher", best_device())(material.eval.rows(list(range(count))))
+    material.teacher.encode.truncated = before
+    return rows.size * 2 // count * sum(map(len, (material.eval, *material.elsewhere.values())))
 
 
 def _existing(path: Path) -> Path:

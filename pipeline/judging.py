@@ -8,8 +8,9 @@ Another question (other slices, another second set) so predicts nothing again th
 Shapes: N examples, R rows that are judged (N where each example has one class), C classes.
 """
 
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache as once
 from typing import Any
 
@@ -22,6 +23,7 @@ from potstill.pipeline.cache import Cache
 from potstill.pipeline.material import Material
 from potstill.validate.calibration import Calibration, calibration, confidence
 from potstill.validate.encoder import Encoder
+from potstill.validate.errors import InputError
 from potstill.validate.examples import IGNORED, Examples
 from potstill.validate.files import read_json
 from potstill.validate.flips import Flips, flips
@@ -49,6 +51,7 @@ class Judged:
     slices: list[Slice] | None = None
     calibration: Calibration | None = None
     shifts: list[Shift] | None = None
+    unjudged: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class Judge:
         if not self.cache.done("judged", key):
             found = self._judged(subject, after, whole)
             with self.cache.making("judged", key) as (_, record):
+                record["model"] = subject.key
                 record["judged"] = TypeAdapter(Judged).dump_python(found, mode="json")
         record = read_json(self.cache.place("judged", key) / "record.json")
         return TypeAdapter(Judged).validate_python(record["judged"])
@@ -126,15 +130,45 @@ class Judge:
         step = None
         if after:
             step = self._card(self._answers(subject, self.material.eval, after), subject)
-        found = Judged(card, step, self._unleaked(answers))
+        found = Judged(card, step, self._unleaked(answers, subject))
         if not whole:
             return found
-        return replace(found, **self._looked_into(answers), shifts=self._shifts(subject, answers))
+        shifts, unjudged = self._shifts(subject, answers)
+        return replace(found, **self._looked_into(answers), shifts=shifts, unjudged=unjudged)
+
+    def check_teacher(self, gate: Gate | None) -> None:
+        """Ask the teacher of all other sets, before anything is trained, and refuse a second set that cannot judge.
+
+        Raises:
+            InputError: the teacher's answers there are broken, the metric is another one than on the evaluation set,
+                or a limit cannot be judged there.
+        """
+        assert self.teacher
+        metric = self._card(self._answers(self.teacher, self.material.eval), self.teacher).metric
+        for by, examples in self.material.elsewhere.items():
+            answers = self._answers(self.teacher, examples)
+            if by == SHIFTED:
+                card = self._card(answers, self.teacher)
+                if card.metric != metric:
+                    raise InputError(
+                        f"data.shifted ({examples.name}) is judged by {card.metric} and data.eval by {metric}; give "
+                        "both the same kind of labels"
+                    )
+                if gate:
+                    gate.check(card, has_classes=self.task.gives == "class")
 
     def predicted(self, key: str, whole: bool = True) -> bool:
         """Whether all that a model says of the sets that it is judged on was kept; `whole` as above."""
         sets = [self.material.eval, *(self.material.elsewhere.values() if whole else ())]
         return all(self.cache.done("predicted", self._rows_key(key, examples)) for examples in sets)
+
+    def forget(self, subject: Subject) -> None:
+        """Drop what was kept of a model's predictions and of what they say."""
+        for examples in (self.material.eval, *self.material.elsewhere.values()):
+            shutil.rmtree(self.cache.place("predicted", self._rows_key(subject.key, examples)), ignore_errors=True)
+        for record in self.cache.folder.glob("judged-*/record.json"):
+            if read_json(record)["model"] == subject.key:
+                shutil.rmtree(record.parent)
 
     def _rows_key(self, key: str, examples: Examples) -> str:
         return self.cache.key("predicted", model=key, examples=examples.digest)
@@ -161,16 +195,19 @@ class Judge:
     def _card(self, answers: Answers, subject: Subject) -> Scorecard:
         return self.task.judge(answers.mine, answers.theirs, answers.examples, subject.encode, answers.truncated)
 
-    def _unleaked(self, answers: Answers) -> Scorecard | None:
+    def _unleaked(self, answers: Answers, subject: Subject) -> Scorecard | None:
         """The scorecard without the evaluation examples that are in other data; see `Entry`."""
         examples, leaked = answers.examples, leaked_rows(self.material.leaks)
-        kept = [row for row in range(len(examples)) if row + 1 not in leaked]
-        if not leaked or not kept or len(answers.mine) != len(examples):
+        if not leaked or len(leaked) == len(examples):
             return None
-        rest = examples.take(kept, f"without {len(leaked)} that leaked")
-        if (rest.labels == IGNORED).all():
-            return None
-        return self.task.judge(answers.mine[kept], answers.theirs[kept], rest)
+        kept = ~np.isin(np.arange(len(examples)) + 1, list(leaked))
+        if self.task.gives == "class":
+            rest = replace(examples, labels=np.where(kept, examples.labels, IGNORED))
+            return None if (rest.labels == IGNORED).all() else self._card(replace(answers, examples=rest), subject)
+        per = np.diff(examples.offsets) if examples.offsets is not None else len(answers.mine) // len(examples)
+        rows = np.flatnonzero(np.repeat(kept, per))
+        rest = examples.take(np.flatnonzero(kept).tolist(), f"without {len(leaked)} that leaked")
+        return self._card(Answers(rest, answers.mine[rows], answers.theirs[rows], answers.truncated), subject)
 
     def _looked_into(self, answers: Answers) -> dict[str, Any]:
         """The fields `flips`, `slices` and `calibration`; none of a task without classes."""
@@ -189,20 +226,26 @@ class Judge:
             "calibration": calibration(answers.mine, answers.theirs, labels, self.material.recipe.seed),
         }
 
-    def _shifts(self, subject: Subject, as_is: Answers) -> list[Shift]:
-        """The model on the second set, and on the evaluation set under each perturbation."""
-        found, of_classes = [], self.task.gives == "class"
+    def _shifts(self, subject: Subject, as_is: Answers) -> tuple[list[Shift], list[str]]:
+        """The model on the second set and on the evaluation set under each perturbation; and what it failed on."""
+        found, unjudged, of_classes = [], [], self.task.gives == "class"
         for by, examples in self.material.elsewhere.items():
-            answers = self._answers(subject, examples)
+            try:
+                answers = self._answers(subject, examples)
+            except InputError as error:
+                if by == SHIFTED:
+                    raise
+                unjudged.append(f"not judged under {by}: {error}")  # no gate judges it, so it stops nothing
+                continue
             card = self._card(answers, subject)
             if by == SHIFTED:
                 more = self._sliced(answers, self.material.cuts_of(examples)) if of_classes else {}
                 found.append(Shift(by, examples.name, card, **more))
             else:
-                change, interval = fragility(as_is.right(), answers.right()) if of_classes else (None, None)
+                change, interval, p = fragility(as_is.right(), answers.right()) if of_classes else (None, None, None)
                 what = in_words(self.material.eval, by, self.material.recipe.task)
-                found.append(Shift(by, what, card, change=change, interval=interval))
-        return found
+                found.append(Shift(by, what, card, change=change, interval=interval, p=p))
+        return found, unjudged
 
 
 def verdict_on(found: Judged, gate: Gate | None, size_bytes: int | None = None) -> Verdict | None:

@@ -19,10 +19,12 @@ from potstill.validate.files import write_json
 from potstill.validate.flips import Flips
 from potstill.validate.gate import Gate
 from potstill.validate.leaks import Leak, leaked_rows
+from potstill.validate.metrics import Interval
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.shift import Shift
 from potstill.validate.slices import Slice
-from potstill.validate.verdict import Verdict, nearest_in_words
+from potstill.validate.units import signed
+from potstill.validate.verdict import Verdict, in_recipe, nearest_in_words
 
 OUTCOME_STYLE = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
 
@@ -54,8 +56,9 @@ class Entry:
             None of the teacher.
         shifts: the same model on the second set of examples, and on the evaluation set under each perturbation; None of
             the teacher and of a student before training.
+        unjudged: perturbations that the model gave no usable answers to, a sentence each.
         unleaked: the scorecard on those evaluation examples that are in no other data, exactly or nearly; None where
-            all or none are, or where the metric is not over single outputs of single examples.
+            all or none are.
     """
 
     name: str
@@ -77,6 +80,7 @@ class Entry:
     calibration: Calibration | None = None
     step: Scorecard | None = None
     shifts: list[Shift] | None = None
+    unjudged: list[str] = field(default_factory=list)
     unleaked: Scorecard | None = None
 
 
@@ -165,7 +169,7 @@ def package_entry(
 def failure_in_words(entry: Entry, out: Path) -> str:
     """One sentence on a gate that failed, with the nearest limits that it holds and what to try."""
     assert entry.verdict
-    missed = " and ".join(check.limit for check in entry.verdict.checks if not check.passed)
+    missed = " and ".join(dict.fromkeys(in_recipe(one.limit) for one in entry.verdict.checks if not one.passed))
     if entry.kind == "package":
         hint = f"a target with more bits, more or other calibration examples, or a wider {missed}"
     else:
@@ -184,8 +188,10 @@ def candidate_in_words(ledger: Ledger) -> str | None:
     told, best = [], ledger.best
     if best and best in ledger.failed:
         told.append(f"The best candidate is {best.name} itself, in {best.folder}.")
-    elif best and ledger.failed[-1].kind == "stage":
+    elif best:
+        stand = [entry.name for entry in ledger.entries if entry.kind == "package" and entry not in ledger.failed]
         told.append(f"The best candidate is {best.name}, which passed, in student.")
+        told += [f"Packages that stand: {', '.join(stand)}."] if stand else []
     for entry in ledger.failed:
         near = nearest_in_words(entry.verdict) if entry.verdict else None
         if near:
@@ -217,15 +223,22 @@ def without_leaks(ledger: Ledger) -> str | None:
         return None
     told = [
         f"{entry.name} {card.shown(card.value)}"
-        + (f" ({card.difference * 100:+.1f} pp)" if entry.kind != "teacher" else "")
+        + (f" ({_points(card.difference, card.difference_interval)})" if entry.kind != "teacher" else "")
         for entry, card in cards
     ]
     first, leaked = cards[0][1], len(leaked_rows(ledger.leaks))
+    where = ", ".join(f"data.{one.source}" for one in ledger.leaks if one.rows)
     kind = "exact or near duplicates" if any(one.near is not None for one in ledger.leaks) else "exact duplicates"
     return (
-        f"Without the {leaked:,} evaluation examples that are {kind} of other data, {first.metric} on the other "
+        f"Without the {leaked:,} evaluation examples that are {kind} of {where}, {first.metric} on the other "
         f"{first.examples:,}: {', '.join(told)}."
     )
+
+
+def _points(difference: float, interval: Interval) -> str:
+    """`−1.2 pp [−2.0, −0.4]`."""
+    low, middle, high = (signed(one * 100, 1) for one in (interval.low, difference, interval.high))
+    return f"{middle} pp [{low}, {high}]"
 
 
 def _row(entry: Entry, ledger: Ledger) -> list[str]:

@@ -39,6 +39,7 @@ class Material:
         self.recipe, self.task = recipe, TASKS[recipe.task]
         self.warnings: list[str] = []
         self.leaks: list[Leak] = []
+        self.covered: set[int] = set()  # numbers of calibration examples that were compared with the evaluation set
         self.exact: dict[str, NDArray[np.int64]] = {}  # evaluation examples that are in other data, to the byte
 
     @cached_property
@@ -91,8 +92,11 @@ class Material:
             raw = self.task.examples(data.shifted, data.columns, judging=True)
             check_not_empty(raw)
             found[SHIFTED] = self.task.checked(raw, self.teacher.labels, judging=True)
-            if len(shared(found[SHIFTED], self.eval)) == len(found[SHIFTED]):
+            both = len(shared(found[SHIFTED], self.eval))
+            if both == len(found[SHIFTED]):
                 raise InputError("all examples of data.shifted are in data.eval too; give examples of another kind")
+            if both:
+                self.warn(f"{both} of the {len(found[SHIFTED])} examples of data.shifted are in data.eval too.")
         return found | {name: perturbed(self.eval, name, self.recipe.task) for name in data.perturb}
 
     @cached_property
@@ -188,8 +192,9 @@ class Material:
     def check_calibration(self, used: int) -> None:
         """Warn where the examples that gave a package its ranges do not cover the evaluation set; 0 were used: none."""
         examples = self.calibrate
-        if used and examples is not None:
+        if used and examples is not None and used not in self.covered:
             drawn = calibration_indices(len(examples), self.recipe.seed)[:used]
+            self.covered.add(used)
             sentence = outside(examples.take(drawn.tolist(), "calibration"), self.eval, self.task.length_of)
             if sentence:
                 self.warn(sentence)

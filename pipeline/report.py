@@ -219,18 +219,22 @@ def _undecided(entries: Sequence[Entry]) -> str:
 
 
 def _below(entries: Sequence[Entry]) -> str:
-    drop = max(-entry.scorecard.difference for entry in entries) * 100
-    if round(drop, 1) <= 0:
-        level = "level with" if round(drop, 1) == 0 else "above"
-        return f"{'none below' if len(entries) > 1 else level} the teacher"
-    return f"{'at most ' if len(entries) > 1 else ''}{drop:.1f} points below the teacher{_below_elsewhere(entries)}"
+    drop = round(max(-entry.scorecard.difference for entry in entries) * 100, 1)
+    there = _below_elsewhere(entries)
+    if drop <= 0:
+        level = "level with" if drop == 0 else "above"
+        return f"{'none below' if len(entries) > 1 else level} the teacher{there}"
+    return f"{'at most ' if len(entries) > 1 else ''}{drop:.1f} points below the teacher{there}"
 
 
 def _below_elsewhere(entries: Sequence[Entry]) -> str:
-    """` (4.2 on reviews.tsv)`, where there is a second set; a gain is shown as `−0.3`."""
+    """` (4.2 below on reviews.tsv)`, where there is a second set."""
     there = [one for entry in entries for one in entry.shifts or [] if one.by == SHIFTED]
-    drop = max((-one.scorecard.difference for one in there), default=0.0) * 100
-    return f" ({drop:.1f} on {there[0].what})".replace("(-", "(−") if there else ""
+    if not there:
+        return ""
+    drop = round(max(-one.scorecard.difference for one in there) * 100, 1)
+    told = f"{drop:.1f} below" if drop > 0 else "none below" if len(there) > 1 else "not below"
+    return f" ({told} on {there[0].what})"
 
 
 def _smaller(ledger: Ledger, entries: Sequence[Entry]) -> list[str]:
@@ -340,6 +344,7 @@ def unchecked(ledger: Ledger) -> list[str]:
     told += [
         f"{name}: {card.truncated:,} of {card.examples:,} examples were cut to the longest input." for name, card in cut
     ]
+    told += [f"{entry.name}: {sentence}" for entry in ledger.entries for sentence in entry.unjudged]
     for entry in ledger.entries:
         if entry.verdict and entry.verdict.outcome == "undecided":
             told += [f"{entry.name}: {one.reason}." for one in entry.verdict.checks if one.outcome == "undecided"]

@@ -30,6 +30,7 @@ from potstill.export.package import (
 from potstill.pipeline import lineage
 from potstill.pipeline.cache import WORK, Cache
 from potstill.pipeline.card import model_card
+from potstill.pipeline.deliverables import publish_student, stale
 from potstill.pipeline.judging import Judge, Judged, Subject, verdict_on
 from potstill.pipeline.ledger import Entry, Ledger, failure_in_words, package_entry
 from potstill.pipeline.material import Material
@@ -37,11 +38,12 @@ from potstill.pipeline.ranks import crew
 from potstill.pipeline.recipe import Recipe
 from potstill.pipeline.stages import STAGES, compared, in_words, settings_of
 from potstill.targets import local
+from potstill.targets.host import here
 from potstill.targets.measurement import Comparison, Measurement
 from potstill.targets.target import load_target
 from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
-from potstill.validate.files import read_json, size_bytes, whole_folder, write_json, write_text
+from potstill.validate.files import read_json, size_bytes, write_json
 from potstill.validate.gate import Verdict
 from potstill.validate.predictor import TorchPredictor, best_device
 from potstill.validate.quantized import FakeQuantized
@@ -71,7 +73,7 @@ class Run:
     """A recipe at work in a folder.
 
     The folder:
-        stages/      one folder for each step and its settings: a checkpoint and its log, or a scorecard
+        stages/      one folder for each step and its settings: a checkpoint and its log; predictions; what they say
         student/     the checkpoint that passed last
         packages/    one folder for each target
         ledger.json, report.html, recipe.yaml
@@ -124,7 +126,9 @@ class Run:
                 step_key = make("package", graph=key, target=target, seed=seed)
                 manifest = self.out / "packages" / target["id"] / MANIFEST
                 done = manifest.is_file() and read_json(manifest).get("key") == step_key
-                steps.append(Planned(f"packages/{target['id']}", step_key, done, self.judge.predicted(step_key)))
+                steps.append(
+                    Planned(f"packages/{target['id']}", step_key, done, self.judge.predicted(self._on_here(step_key)))
+                )
             key = make("reference", teacher=teacher, opset=OPSET, samples=samples)
             steps.append(Planned("reference", key, self.cache.done("reference", key)))
         return steps
@@ -145,7 +149,7 @@ class Run:
         stages = self.recipe.build_stages(STAGES)
         for index, (spec, stage) in enumerate(zip(self.recipe.stages, stages, strict=True)):
             model = self._stage(f"{index + 2}-{spec.name}", spec.name, stage, model)
-            self._publish_student()
+            publish_student(self.out, self.plain, self.entries, self.material.warnings)
         if self.recipe.targets:
             self._packages(model)
 
@@ -168,6 +172,7 @@ class Run:
         self._enter("teacher", "teacher", name, teacher, step)
         if self.gate:
             self.gate.check(self.entries[0].scorecard, has_classes=bool(self.material.cuts))
+        self.judge.check_teacher(self.gate)
 
     def _student(self, step: str) -> Model:
         """The student before training; the teacher itself when no student is asked for."""
@@ -274,7 +279,9 @@ class Run:
         """One target's package, judged and profiled; an entry of the ledger."""
         target = load_target(name)
         folder, key = self.out / "packages" / target.id, self.keys[f"packages/{target.id}"]
-        subject = Subject(key, package_encoder(model.encode, target), lambda: open_package(folder, model, target))
+        subject = Subject(
+            self._on_here(key), package_encoder(model.encode, target), lambda: open_package(folder, model, target)
+        )
         if not (folder / MANIFEST).is_file() or read_json(folder / MANIFEST).get("key") != key:
             self._say(target.id, target.title)
             make_package(
@@ -284,12 +291,19 @@ class Run:
                 Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made), trained),
                 calibrate=self.material.calibrate,
                 golden=self.material.samples,
-                judge=lambda made, size: self._seal(self.judge(replace(subject, open=lambda: made), self.last), size),
+                judge=lambda made, size: self._first_seal(replace(subject, open=lambda: made), size),
                 card=lambda package: self._package_card(package, model, self.judge(subject, self.last)),
             )
         found = self.judge(subject, after=self.last)
-        seal = self._seal(found, read_package(folder).model_bytes)
-        package = reseal(folder, *seal, lambda package: self._package_card(package, model, found))
+        verdict = verdict_on(found, self.gate, read_package(folder).model_bytes)
+        package = reseal(
+            folder,
+            target,
+            found.scorecard,
+            verdict,
+            self.material.sources(),
+            lambda package: self._package_card(package, model, found),
+        )
         self.material.check_calibration(package.quantized.calibration_examples)
         settings = self.recipe.profile
         measurement = self._measured(
@@ -302,8 +316,15 @@ class Run:
         self.entries.append(package_entry(package, place, model.parameters, measurement, found, self.gate))
         return folder
 
-    def _seal(self, found: Judged, size_bytes: int) -> tuple[Scorecard, Verdict | None]:
-        """What a package says of itself: its scorecard, and the gate's verdict."""
+    def _on_here(self, key: str) -> str:
+        """The key of a package as it runs on this machine: another one rounds otherwise, and is asked anew."""
+        host = here()
+        return self.cache.key("package on", package=key, arch=host.arch, cpu=host.cpu)
+
+    def _first_seal(self, subject: Subject, size_bytes: int) -> tuple[Scorecard, Verdict | None]:
+        """The scorecard of a package that was made just now, and the gate's verdict; nothing kept of another file."""
+        self.judge.forget(subject)
+        found = self.judge(subject, self.last)
         return found.scorecard, verdict_on(found, self.gate, size_bytes)
 
     def _reference(self) -> Path:
@@ -357,13 +378,9 @@ class Run:
     def _stop_if_failed(self) -> None:
         failed = self.ledger().failed
         if failed:
+            if old := stale(self.out, self.entries):
+                self.material.warn(f"{', '.join(old)}: from an earlier run, and not passed by these limits.")
             raise GateFailed("; ".join(failure_in_words(entry, self.out) for entry in failed))
-
-    def _publish_student(self) -> None:
-        """Copy the checkpoint that passed to `student/`, with its card."""
-        with whole_folder(self.out / "student") as aside:
-            shutil.copytree(self.out / self.entries[-1].folder / "checkpoint", aside, dirs_exist_ok=True)
-            write_text(aside / "README.md", model_card("Student", self.plain, self.entries, self.material.warnings))
 
     def _package_card(self, package: Package, model: Model, found: Judged) -> str:
         self.material.check_calibration(package.quantized.calibration_examples)

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from potstill.pipeline.ledger import Entry, Ledger
-from potstill.validate.metrics import Interval, detectable
+from potstill.validate.metrics import Interval, detectable, holm
 from potstill.validate.shift import Shift
+from potstill.validate.slices import SURE
 from potstill.validate.units import signed
 
 
@@ -50,15 +51,16 @@ def shifted_entries(ledger: Ledger) -> list[Entry]:
 
 
 def fragile_in_words(shifts: Sequence[Shift]) -> str | None:
-    """Which perturbations cost the model more than its teacher, each by its 95 % interval; None without any."""
+    """Which perturbations cost the model more than its teacher, corrected by Holm for all of them; None without any."""
     tested = [(one, one.change, one.interval) for one in shifts if one.change is not None and one.interval]
     if not tested:
         return None
+    sure = holm([one.p if one.p is not None else 1.0 for one, *_ in tested])
     told = [
         f"{one.what} ({signed(change * 100)} points, 95 % interval {signed(interval.low * 100)} to "
         f"{signed(interval.high * 100)})"
-        for one, change, interval in tested
-        if interval.high < 0
+        for (one, change, interval), p in zip(tested, sure, strict=True)
+        if p < SURE and change < 0
     ]
     if told:
         return f"More fragile than the teacher under {'; '.join(told)}."

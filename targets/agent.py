@@ -191,14 +191,18 @@ def answered(request: dict[str, Any]) -> dict[str, Any]:
     demand(request, ("threads",))
     wanted = request["answer"]
     demand(wanted, ("path", "examples", "inputs", "outputs"), "the answer asked for")
-    if Path(wanted["outputs"]).exists():
+    examples = [
+        {name: array_of(entry, number) for name, entry in entries.items()}
+        for number, entries in enumerate(wanted["examples"], start=1)
+    ]
+    if os.path.lexists(wanted["outputs"]):
         sys.exit(f"agent: {wanted['outputs']} is there already; outputs go into a new file")
     spec = {**request, **wanted}
     session = open_session(spec)
     names, outputs = [put.name for put in session.get_inputs()], []
-    with Path(wanted["inputs"]).open("rb") as given, Path(wanted["outputs"]).open("wb") as file:
-        for number, entries in enumerate(wanted["examples"], start=1):
-            feeds = {name: read_next(given, entry, number) for name, entry in entries.items()}
+    with Path(wanted["inputs"]).open("rb") as given, Path(wanted["outputs"]).open("xb") as file:
+        for number, entries in enumerate(examples, start=1):
+            feeds = {name: read_next(given, *entry, number) for name, entry in entries.items()}
             demand(feeds, tuple(names), f"example {number}")
             output = session.run(None, {name: feeds[name] for name in names})[0]
             if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiub":
@@ -210,14 +214,24 @@ def answered(request: dict[str, Any]) -> dict[str, Any]:
     return {"answer": {**used(spec, session), "outputs": outputs}}
 
 
-def read_next(file: Any, entry: dict[str, Any], number: int) -> Any:
+def array_of(entry: dict[str, Any], number: int) -> "tuple[np.dtype[Any], list[int]]":
+    """The type and the shape of an input, of numbers."""
+    try:
+        dtype, shape = np.dtype(entry["dtype"]), [int(size) for size in entry["shape"]]
+    except (KeyError, TypeError, ValueError):
+        sys.exit(f"agent: example {number} has an input without dtype and shape: {entry}")
+    if dtype.kind not in "fiub" or min(shape, default=0) < 0:
+        sys.exit(f"agent: example {number} has an input that is no array of numbers: {entry}")
+    return dtype, shape
+
+
+def read_next(file: Any, dtype: "np.dtype[Any]", shape: list[int], number: int) -> Any:
     """The next array of a raw little-endian file."""
-    dtype = np.dtype(entry["dtype"])
-    size = dtype.itemsize * math.prod(entry["shape"])
+    size = dtype.itemsize * math.prod(shape)
     raw = file.read(size)
     if len(raw) != size:
         sys.exit(f"agent: {file.name} ends within example {number}")
-    return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(entry["shape"]).astype(dtype)
+    return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(shape).astype(dtype)
 
 
 # Operators: shares come from a second session, since profiling slows a small model down.

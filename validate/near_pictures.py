@@ -16,7 +16,7 @@ from potstill.validate.progress import track
 AT_ONCE = 256
 COARSE, FINE = 8, 16  # cells on a side
 COARSE_ALIKE, FINE_ALIKE = 0.99, 0.95  # correlations
-RULE = f"{COARSE} × {COARSE} cells with a correlation above {COARSE_ALIKE}"
+RULE = f"correlations above {COARSE_ALIKE} of {COARSE} × {COARSE} cells and above {FINE_ALIKE} of {FINE} × {FINE}"
 
 
 def can_read(examples: Examples) -> bool:

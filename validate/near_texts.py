@@ -1,4 +1,4 @@
-"""Near duplicates among texts, in time that grows with their number and not with the number of pairs.
+"""Near duplicates among texts, in time that grows with their number and that of pairs which are nearly alike enough.
 
 Shapes: U texts (of a pair two), K pairs.
 """
@@ -19,6 +19,7 @@ SHINGLE = 5  # letters
 JACCARD = 0.8
 BANDS, ROWS = 20, 5  # finds a pair of Jaccard similarity 0.8 with probability 1 − (1 − 0.8⁵)²⁰ = 0.9996
 PAIRS_AT_ONCE = 20_000  # candidates compared at a time
+KEYS_AT_ONCE = 500  # of other texts, whose candidates are listed at a time
 RULE = f"{SHINGLE}-letter shingles with a Jaccard similarity of {JACCARD} or more"
 
 
@@ -40,12 +41,12 @@ def _texts(rows: Any) -> list[str]:
     ]
 
 
-def shingles(texts: Sequence[str]) -> Any:
-    """The sets of shingles of texts: a sparse matrix (U, 2³¹ − 1) of ones, columns by hash, no row empty."""
+def shingles(texts: Sequence[str] | NDArray[np.str_]) -> Any:
+    """The sets of shingles of texts that `_plain` gave: a sparse matrix (U, 2³¹ − 1) of ones, columns by hash."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     hashed = HashingVectorizer(
-        analyzer="char", ngram_range=(SHINGLE, SHINGLE), preprocessor=_plain, binary=True, norm=None,
+        analyzer="char", ngram_range=(SHINGLE, SHINGLE), lowercase=False, binary=True, norm=None,
         alternate_sign=False, n_features=2**31 - 1, dtype=np.int32,
     )  # fmt: skip
     return hashed.transform(texts)
@@ -80,36 +81,50 @@ def search(judging: Examples, others: Examples) -> Best:
     of documents") and banding (Leskovec et al. 2014, "Mining of massive datasets", section 3.4). Case, punctuation
     and space do not count; the texts of a row are one text.
     """
-    mine = shingles([text for rows in parts(judging, AT_ONCE) for text in _texts(rows)])
+    known, place = np.unique(
+        [_plain(text) for rows in parts(judging, AT_ONCE) for text in _texts(rows)], return_inverse=True
+    )
+    mine = shingles(known)
     keys = _bands(mine)
     order = np.argsort(keys, axis=0)
-    inorder = np.take_along_axis(keys, order, axis=0)
-    best, before = Best(mine.shape[0]), 0
+    best, before = Best(len(known)), 0
     with track("near duplicates", len(others)) as advance:
         for rows in parts(others, AT_ONCE):
-            theirs = shingles(_texts(rows))
-            for i, j in _candidates(inorder, order, _bands(theirs)):
+            texts = [_plain(text) for text in _texts(rows)]
+            distinct, first = np.unique(texts, return_index=True)
+            theirs = shingles(distinct)
+            for i, j in _candidates(keys, order, _bands(theirs), best):
                 new = best.partner[i] < 0
                 i, j = i[new], j[new]
                 alike = _jaccard(mine[i], theirs[j])
                 near = alike >= JACCARD
-                best.note(i[near], j[near] + before, alike[near])
-            before += theirs.shape[0]
-            advance(theirs.shape[0])
-    return best
+                best.note(i[near], first[j[near]] + before, alike[near])
+            before += len(texts)
+            advance(len(texts))
+    of_all = Best(len(place))
+    of_all.note(np.arange(len(place)), best.partner[place], best.alike[place])
+    return of_all
 
 
 def _candidates(
-    inorder: NDArray[np.uint64], order: NDArray[np.int64], keys: NDArray[np.uint64]
+    mine: NDArray[np.uint64], order: NDArray[np.int64], keys: NDArray[np.uint64], best: Best
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Pairs (i, j) with a key in common, some at a time: of `inorder`, sorted as `order` says, and of `keys`."""
+    """Pairs (i, j) with a key in common, some at a time: of `mine`, which `order` sorts, and of `keys`.
+
+    Those of `mine` that were found meanwhile are left out, so that many texts of one kind are not all compared.
+    """
     for band in range(BANDS):
-        low, high = (np.searchsorted(inorder[:, band], keys[:, band], side) for side in ("left", "right"))
-        j = np.repeat(np.arange(len(keys)), high - low)
-        starts = np.cumsum(high - low) - (high - low)
-        i = order[np.arange(len(j)) + (low - starts)[j], band]
-        for start in range(0, len(j), PAIRS_AT_ONCE):
-            yield i[start : start + PAIRS_AT_ONCE], j[start : start + PAIRS_AT_ONCE]
+        for begin in range(0, len(keys), KEYS_AT_ONCE):
+            left = order[:, band][best.partner[order[:, band]] < 0]
+            inorder, some = mine[left, band], keys[begin : begin + KEYS_AT_ONCE, band]
+            low, high = (np.searchsorted(inorder, some, side) for side in ("left", "right"))
+            j = np.repeat(np.arange(len(some)), high - low)
+            starts = np.cumsum(high - low) - (high - low)
+            i = left[np.arange(len(j)) + (low - starts)[j]]
+            for start in range(0, len(j), PAIRS_AT_ONCE):
+                a, b = i[start : start + PAIRS_AT_ONCE], j[start : start + PAIRS_AT_ONCE] + begin
+                fresh = ~(mine[a, :band] == keys[b, :band]).any(axis=1)  # else an earlier band gave the pair
+                yield a[fresh], b[fresh]
 
 
 def _jaccard(a: Any, b: Any) -> NDArray[np.float64]:

@@ -119,7 +119,7 @@ def predict(predictor: Predictor, examples: Examples, length_of: str | None, int
         OSError: the disk is full.
     """
     order = np.arange(len(examples))
-    if length_of and predictor.batch_size > 1:
+    if length_of:
         order = np.argsort(-examples.lengths(length_of), kind="stable")
     starts, kept = examples.offsets, np.empty((0, 0), dtype=np.float16)
     fault = np.zeros(len(examples), dtype=np.int8)  # of each example: 1 too large, 2 not finite

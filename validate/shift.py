@@ -29,6 +29,7 @@ class Shift:
         change: of a perturbation: what the model lost by it less what the teacher lost by it, as a share of 1; negative
             where the model is the more fragile one. None where examples have no class.
         interval: of `change`, 95 %.
+        p: of the hypothesis that both lost alike.
     """
 
     by: str
@@ -38,12 +39,13 @@ class Shift:
     calibration: Calibration | None = None
     change: float | None = None
     interval: Interval | None = None
+    p: float | None = None
 
 
 def fragility(
     as_is: tuple[NDArray[np.bool_], NDArray[np.bool_]], perturbed: tuple[NDArray[np.bool_], NDArray[np.bool_]]
-) -> tuple[float, Interval]:
-    """How much more accuracy a model loses by a perturbation than its teacher, with a 95 % interval.
+) -> tuple[float, Interval, float]:
+    """How much more accuracy a model loses by a perturbation than its teacher, with a 95 % interval and a p-value.
 
     The mean of N differences of differences, each of one example and −2 to 2; its interval as Agresti and Min's of a
     difference (2005): Wald's after two examples are added, one without a change and half a one of ±1 each.
@@ -53,13 +55,17 @@ def fragility(
         perturbed: the same on the same examples after the perturbation.
 
     Returns:
-        A share of 1, negative where the model loses more; and its interval.
+        A share of 1, negative where the model loses more; its interval; and the two-sided p of the hypothesis that both
+        lose alike.
     """
+    from scipy.special import ndtr
+
     (before, theirs_before), (after, theirs_after) = (
         [one.astype(np.float64) for one in both] for both in (as_is, perturbed)
     )
     each = (after - before) - (theirs_after - theirs_before)
     n = len(each) + 2
     middle, square = float(each.sum()) / n, (float((each**2).sum()) + 1) / n
-    half = Z * math.sqrt((square - middle**2) / n)
-    return float(each.mean()), Interval(max(-2.0, middle - half), min(2.0, middle + half))
+    error = math.sqrt((square - middle**2) / n)
+    interval = Interval(max(-2.0, middle - Z * error), min(2.0, middle + Z * error))
+    return float(each.mean()), interval, float(2 * ndtr(-abs(middle) / error))

@@ -1,6 +1,7 @@
 """What a gate says of a model: each limit alone, and the worst of them."""
 
 import math
+import re
 from dataclasses import field
 from typing import Literal
 
@@ -67,8 +68,24 @@ def verdict_of(checks: list[Check]) -> Verdict:
 
 def nearest_in_words(verdict: Verdict) -> str | None:
     """`max_drop: 2.4pp and max_size: 21MB`: what the missed limits would have to be; None without any."""
-    told = [f"{check.limit}: {check.nearest}" for check in verdict.checks if check.nearest]
+    near: dict[str, str] = {}
+    for check in verdict.checks:
+        name = in_recipe(check.limit)
+        if check.nearest and (name not in near or _wider(name, check.nearest, near[name])):
+            near[name] = check.nearest
+    told = [f"{name}: {limit}" for name, limit in near.items()]
     return " and ".join(filter(None, (", ".join(told[:-1]), told[-1]))) if told else None
+
+
+def in_recipe(limit: str) -> str:
+    """A limit's name in a recipe, which is one for all sets of examples: `max_drop` of `shifted max_drop`."""
+    return limit.rpartition(" ")[2]
+
+
+def _wider(name: str, one: str, other: str) -> bool:
+    """Whether the one limit lets more pass than the other, of the same unit."""
+    a, b = (float(re.match(r"[\d.]+", text)[0]) for text in (one, other))  # type: ignore[index]
+    return a < b if name.startswith("min") else a > b
 
 
 def examples_to_decide(examples: int, gap: float, arm: float) -> int | None:

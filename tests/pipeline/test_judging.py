@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from potstill.pipeline.cli import call
+from potstill.validate.errors import InputError
 from tests.conftest import sentences, write_tsv
 from tests.pipeline.test_road import check_package
 
@@ -167,6 +169,71 @@ def test_training_examples_in_the_second_set_are_counted(
     (run / "leaked.tsv").write_text("\n".join([*(run / "shifted.tsv").read_text().splitlines(), *lines[1:4]]) + "\n")
     assert again(run, f"data.shifted={run / 'leaked.tsv'}") == 0
     assert "3 of the 93 examples of data.shifted are in data.train too." in " ".join(capsys.readouterr().out.split())
+    assert again(run) == 0
+
+
+def test_a_package_is_sealed_with_what_judged_it(run: Path, texts: dict[str, Path]) -> None:
+    """Another evaluation set: the same model, with its scorecard, its lineage and its card brought up to date."""
+    lines, package = texts["eval"].read_text().splitlines(), run / "out" / "packages" / TARGET
+    (run / "fewer.tsv").write_text("\n".join(lines[:100]) + "\n")
+    model = (package / "model.onnx").stat().st_mtime_ns
+    assert again(run, f"data.eval={run / 'fewer.tsv'}", "data.perturb=[case]") == 0
+    manifest = check_package(package)
+    assert manifest["scorecard"]["examples"] == manifest["lineage"]["data"]["eval"]["examples"] == 99
+    assert manifest["lineage"]["data"]["eval"]["name"] == "fewer.tsv"
+    card = (package / "README.md").read_text()
+    assert "| case: " in card
+    assert "| typos: " not in card
+    assert (package / "model.onnx").stat().st_mtime_ns == model
+    assert again(run) == 0
+
+
+def test_a_kill_between_card_and_manifest_is_mended(run: Path) -> None:
+    package = run / "out" / "packages" / TARGET
+    (package / "README.md").write_text("another card")  # as a kill of another gate's run leaves it
+    assert again(run) == 0
+    assert "another card" not in (package / "README.md").read_text()
+    check_package(package)
+
+
+def test_a_package_that_is_made_again_is_asked_again(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from potstill.validate.predictor import OnnxPredictor
+
+    asked: list[str] = []
+    run_one = OnnxPredictor.run
+    monkeypatch.setattr(OnnxPredictor, "run", lambda self, inputs: asked.append(self.name) or run_one(self, inputs))
+    assert again(run) == 0
+    assert not asked
+    shutil.rmtree(run / "out" / "packages")
+    assert again(run) == 0
+    assert asked.count(f"{TARGET} package") >= 200 + 90 + 200  # the evaluation set, the second set, with typos
+
+
+def test_broken_answers_under_a_perturbation_stop_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from potstill.pipeline import judging
+
+    def fragile(predictor: Any, examples: Any, *more: Any) -> Any:
+        if "typos" in examples.name and predictor.name != "the teacher":
+            raise InputError("gave logits that are not finite")
+        return predict(predictor, examples, *more)
+
+    predict = judging.predict
+    monkeypatch.setattr(judging, "predict", fragile)
+    words = ["run", str(run / "recipe.yaml"), "--out", str(tmp_path / "out"), "--set", "targets=[]"]
+    assert call(words) == 0
+    ledger = json.loads((tmp_path / "out" / "ledger.json").read_text())
+    distill = next(one for one in ledger["entries"] if one["name"] == "distill")
+    assert distill["unjudged"] == ["not judged under typos: gave logits that are not finite"]
+    assert [shift["by"] for shift in distill["shifts"]] == ["shifted"]
+    assert "distill: not judged under typos" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_lies_there_from_other_limits_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert again(run, "gate.min_agreement=100%", "gate.undecided=strict") == 3
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"student, packages/{TARGET}: from an earlier run, and not passed by these limits." in told
     assert again(run) == 0
 
 

@@ -439,7 +439,8 @@ def test_a_leaked_evaluation_set_is_loud(tmp_path: Path) -> None:
     of.entries = [replace(entry, unleaked=rest) if i < 2 else entry for i, entry in enumerate(of.entries)]
     shown = Page(render(of, tmp_path)).text
     told = (
-        "Without the 2 evaluation examples that are exact or near duplicates of other data, accuracy on the other 830: "
+        "Without the 2 evaluation examples that are exact or near duplicates of data.train, accuracy on the other 830: "
     )
-    assert f"{told}teacher 90.0%, {of.entries[1].name} 90.0% (-1.2 pp)." in shown
+    ends = ", ".join(f"{100 * one:.1f}" for one in (rest.difference_interval.low, rest.difference_interval.high))
+    assert f"{told}teacher 90.0%, {of.entries[1].name} 90.0% (−1.2 pp [{ends}]).".replace("-", "−") in shown
     assert "Near duplicates of evaluation examples in data.calibrate were not looked for" in " ".join(unchecked(of))

@@ -461,7 +461,7 @@ def test_examples_in_both_sets_are_counted(text_teacher: Path, texts: dict[str, 
     card = (tmp_path / "out" / "student" / "README.md").read_text()
     assert exact in report
     assert exact in card
-    assert f"Without the {len(leaked)} evaluation examples that are exact or near duplicates of other data" in report
+    assert f"Without the {len(leaked)} evaluation examples that are exact or near duplicates of data." in report
     assert "were not looked for" not in report
 
 

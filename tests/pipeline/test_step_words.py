@@ -13,8 +13,8 @@ from potstill.validate.shift import Shift
 from tests.pipeline.test_report import Page, card, distill, examined, ledger, package, render, start, teacher
 
 SHIFTED = Shift("shifted", "yelp.tsv", card(30, 12), **examined())
-JPEG = Shift("jpeg", "JPEG quality 15", card(40, 10), change=-0.03, interval=Interval(-0.05, -0.01))
-NOISE = Shift("noise", "Gaussian noise", card(20, 15), change=-0.002, interval=Interval(-0.012, 0.008))
+JPEG = Shift("jpeg", "JPEG quality 15", card(40, 10), change=-0.03, interval=Interval(-0.05, -0.01), p=0.003)
+NOISE = Shift("noise", "Gaussian noise", card(20, 15), change=-0.002, interval=Interval(-0.012, 0.008), p=0.7)
 
 
 def test_a_step_alone() -> None:
@@ -72,7 +72,19 @@ def test_without_them_nothing_is_said(tmp_path: Path) -> None:
 
 def test_the_headline_tells_of_the_second_set() -> None:
     run = ledger([teacher(), distill(), package("a", 21, 15, 26.78, shifts=[SHIFTED, JPEG])])
-    assert headline(run) == "The package passed: 0.7 points below the teacher (2.1 on yelp.tsv), 10.0× smaller."
+    assert headline(run) == "The package passed: 0.7 points below the teacher (2.1 below on yelp.tsv), 10.0× smaller."
+
+
+def test_the_headline_tells_of_a_loss_on_the_second_set_alone() -> None:
+    run = ledger([teacher(), distill(15, 15, shifts=[SHIFTED])])
+    assert headline(run).startswith("distill passed: level with the teacher (2.1 below on yelp.tsv)")
+
+
+def test_several_perturbations_are_corrected_for() -> None:
+    """Each alone is below 5 %, of three none is."""
+    each = [replace(JPEG, by=by, what=by, p=0.03) for by in ("jpeg", "blur", "noise")]
+    assert (fragile_in_words(each[:1]) or "").startswith("More fragile than the teacher under jpeg (")
+    assert (fragile_in_words(each) or "").startswith("Not measurably more fragile")
 
 
 def test_all_limits_of_a_verdict_are_listed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import string
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,19 @@ def test_candidates_that_are_not_alike_enough_are_dropped() -> None:
     assert pairs_of(of_texts(judging), of_texts(others)) == []
 
 
+def test_many_equal_texts_are_compared_once() -> None:
+    judging, others = (
+        of_texts(["the same text again and again"] * 20_000),
+        of_texts(["The same text, again and again!"] * 5000),
+    )
+    started = time.process_time()
+    assert len(pairs_of(judging, others)) == 20_000
+    assert time.process_time() - started < 5  # pair by pair it is 100 million
+
+
 def test_sets_of_shingles_are_those_of_python() -> None:
     texts = ["The film, the FILM", "ok", "!!", "?!", ""]
-    assert np.diff(shingles(texts).indptr).tolist() == [9, 1, 1, 1, 1]
+    assert np.diff(shingles([_plain(text) for text in texts]).indptr).tolist() == [9, 1, 1, 1, 1]
     assert pairs_of(of_texts(["!!", "ok"]), of_texts(["?!", "OK."])) == [[1, 1]]
 
 

@@ -19,14 +19,14 @@ def test_by_hand() -> None:
     yes, no = True, False
     as_is = np.array([yes, yes, yes, no]), np.array([yes, yes, yes, yes])
     perturbed = np.array([no, no, yes, no]), np.array([yes, no, yes, yes])
-    change, interval = fragility(as_is, perturbed)
+    change, interval, _ = fragility(as_is, perturbed)
     assert change == (-2 / 4) - (-1 / 4)
     assert interval.low < change < interval.high
 
 
 def test_without_a_change_the_interval_has_a_width() -> None:
     right = np.ones(100, dtype=bool)
-    change, interval = fragility((right, right), (right, right))
+    change, interval, _ = fragility((right, right), (right, right))
     assert change == 0
     assert interval.low < 0 < interval.high
 
@@ -36,7 +36,7 @@ def test_beside_a_perfect_teacher_it_is_agresti_and_mins_interval_of_the_model()
     rng, n = np.random.default_rng(0), 300
     as_is, perturbed, always = rng.random(n) < 0.9, rng.random(n) < 0.8, np.ones(n, dtype=bool)
     lost, gained = (as_is & ~perturbed).sum() + 0.5, (perturbed & ~as_is).sum() + 0.5
-    change, interval = fragility((as_is, always), (perturbed, always))
+    change, interval, _ = fragility((as_is, always), (perturbed, always))
     middle = (gained - lost) / (n + 2)
     half = 1.959964 * np.sqrt(lost + gained - (gained - lost) ** 2 / (n + 2)) / (n + 2)
     assert change == pytest.approx((gained - lost) / n)
@@ -48,9 +48,18 @@ def test_the_interval_holds_the_truth(n: int) -> None:
     rng, held = np.random.default_rng(1), 0
     truth = np.mean([fragility(*drawn(rng, 200_000, (0.9, 0.8), (0.9, 0.85)))[0] for _ in range(5)])
     for _ in range(1000):
-        _, interval = fragility(*drawn(rng, n, (0.9, 0.8), (0.9, 0.85)))
+        _, interval, _ = fragility(*drawn(rng, n, (0.9, 0.8), (0.9, 0.85)))
         held += interval.low <= truth <= interval.high
     assert 0.93 <= held / 1000 <= 0.975
+
+
+def test_p_is_below_five_percent_as_often_as_it_says() -> None:
+    rng, p = np.random.default_rng(3), []
+    for _ in range(2000):
+        hard = 0.8 * rng.random(500)
+        alike = [tuple(hard + 0.2 * rng.random((2, 500)) < share) for share in (0.9, 0.8)]
+        p.append(fragility(*alike)[2])  # type: ignore[arg-type]
+    assert 0.035 <= np.mean(np.array(p) < 0.05) <= 0.065
 
 
 def test_a_loss_that_is_called_detectable_shows_four_times_in_five() -> None:

@@ -12,7 +12,7 @@ from potstill.validate.errors import InputError
 from potstill.validate.examples import IGNORED
 from potstill.validate.metrics import (
     Interval,
-    bootstrap,
+    bootstrap_mean,
     divergences,
     mcnemar_p,
     most_likely,
@@ -134,14 +134,13 @@ def judge(
     mine, theirs, labels = most_likely(logits)[known], most_likely(teacher)[known], labels[known]
     same, n = int((mine == theirs).sum()), len(labels)
     apart = divergences(teacher, logits)[known]
-    (kl_interval,) = bootstrap(lambda index: apart[index].mean(axis=1, keepdims=True), n)
     return Scorecard(
         metric="accuracy",
         data=data,
         agreement=same / n,
         agreement_interval=proportion(same, n),
         kl_nats=float(apart.mean()),
-        kl_interval=kl_interval,
+        kl_interval=bootstrap_mean(apart),
         truncated=truncated,
         **paired(mine == labels, theirs == labels),
     )

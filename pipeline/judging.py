@@ -144,11 +144,11 @@ class Judge:
                 or a limit cannot be judged there.
         """
         assert self.teacher
-        metric = self._card(self._answers(self.teacher, self.material.eval), self.teacher).metric
         for by, examples in self.material.elsewhere.items():
             answers = self._answers(self.teacher, examples)
             if by == SHIFTED:
                 card = self._card(answers, self.teacher)
+                metric = self._card(self._answers(self.teacher, self.material.eval), self.teacher).metric
                 if card.metric != metric:
                     raise InputError(
                         f"data.shifted ({examples.name}) is judged by {card.metric} and data.eval by {metric}; give "
@@ -167,7 +167,7 @@ class Judge:
         for examples in (self.material.eval, *self.material.elsewhere.values()):
             shutil.rmtree(self.cache.place("predicted", self._rows_key(subject.key, examples)), ignore_errors=True)
         for record in self.cache.folder.glob("judged-*/record.json"):
-            if read_json(record)["model"] == subject.key:
+            if read_json(record).get("model") == subject.key:
                 shutil.rmtree(record.parent)
 
     def _rows_key(self, key: str, examples: Examples) -> str:

@@ -1,6 +1,7 @@
 """A whole run of each kind of task: distilled, exported, packaged, judged, and shown."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_tagging(tag_teacher: Path, tag_files: dict[str, Path], tmp_path: Path) 
         f"""
 task: token-classification
 teacher: {tag_teacher}
-data: {{train: {tag_files["train"]}, eval: {tag_files["eval"]}}}
+data: {{train: {tag_files["train"]}, eval: {tag_files["eval"]}, perturb: [typos]}}
 student: {{layers: 1, hidden: 16}}
 stages: [{{distill: {{epochs: 3, learning_rate: 3e-3}}}}]
 gate: {{max_drop: 5pp}}
@@ -86,15 +87,20 @@ profile: {{runs: 5}}
 
 
 def test_sentence_embeddings(
-    text_teacher: Path, pair_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    text_teacher: Path, pair_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    second = tmp_path / "second.jsonl"
+    second.write_text(
+        "".join(line[:11] + "so " + line[11:] + "\n" for line in pair_files["eval"].read_text().splitlines())
+    )
     ledger = walked(
         tmp_path,
         f"""
 task: feature-extraction
 teacher: {text_teacher}
-data: {{train: {pair_files["train"]}, eval: {pair_files["eval"]}}}
+data: {{train: {pair_files["train"]}, eval: {pair_files["eval"]}, shifted: {second}, perturb: [typos]}}
 student: own_models:Words
 stages: [{{distill: {{epochs: 40, learning_rate: 3e-2}}}}]
 gate: {{max_drop: 20pp}}
@@ -104,6 +110,16 @@ profile: {{runs: 5}}
     )
     cards = [entry["scorecard"] for entry in ledger["entries"]]
     assert [card["metric"] for card in cards] == ["Spearman"] * 5
+    for entry in ledger["entries"][2:]:
+        assert [(one["by"], one["scorecard"]["metric"], one["change"]) for one in entry["shifts"]] == [
+            ("shifted", "Spearman", None), ("typos", "Spearman", None)
+        ]  # fmt: skip
+    second.write_text("".join(re.sub(r', "label": [^}]+', "", line) + "\n" for line in second.read_text().splitlines()))
+    assert call(["run", str(tmp_path / "recipe.yaml"), "--out", str(tmp_path / "other")]) == 2
+    assert "is judged by recall@1 and data.eval by Spearman" in capsys.readouterr().err
+    assert {path.name.partition("-")[0] for path in (tmp_path / "other" / "stages").iterdir()} <= {
+        "0", "judged", "predicted", "leaks"
+    }  # fmt: skip
     assert cards[2]["beside"]["Spearman with the teacher"] > cards[1]["beside"]["Spearman with the teacher"]
     assert cards[2]["value"] > cards[1]["value"]
     assert cards[2]["value"] > cards[0]["value"] - 0.1
@@ -156,22 +172,23 @@ def test_a_cut_learns_and_its_graph_computes_the_same(
 
 
 @pytest.mark.parametrize(
-    ("word", "teacher", "files", "limits", "metric"),
+    ("word", "teacher", "files", "limits", "perturbation", "metric"),
     [
-        ("audio-classification", "sound_teacher", "sounds", "max_seconds: 1", "accuracy"),
-        ("question-answering", "span_teacher", "span_files", "max_length: 24", "SQuAD F1"),
+        ("audio-classification", "sound_teacher", "sounds", "max_seconds: 1", "level", "accuracy"),
+        ("question-answering", "span_teacher", "span_files", "max_length: 24", "case", "SQuAD F1"),
     ],
 )
 def test_sounds_and_questions_walk_the_whole_road(
-    word: str, teacher: str, files: str, limits: str, metric: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+    word: str, teacher: str, files: str, limits: str, perturbation: str, metric: str,
+    request: pytest.FixtureRequest, tmp_path: Path,
+) -> None:  # fmt: skip
     data = request.getfixturevalue(files)
     ledger = walked(
         tmp_path,
         f"""
 task: {word}
 teacher: {request.getfixturevalue(teacher)}
-data: {{train: {data["train"]}, eval: {data["eval"]}, {limits}}}
+data: {{train: {data["train"]}, eval: {data["eval"]}, perturb: [{perturbation}], {limits}}}
 student: {{layers: 1}}
 stages:
   - distill: {{epochs: 4, learning_rate: 3e-3, batch_size: 16}}
@@ -184,5 +201,7 @@ profile: {{runs: 5}}
     assert kinds == [(kind, metric) for kind in ("teacher", "start", "stage", "package")]
     assert all(entry["verdict"]["passed"] for entry in ledger["entries"][2:])
     assert ledger["entries"][2]["scorecard"]["value"] > 0.7
+    for entry in ledger["entries"][2:]:
+        assert [one["by"] for one in entry["shifts"]] == [perturbation]
     check_golden(tmp_path / "out" / "packages" / TARGET)
     assert metric in (tmp_path / "out" / "report.html").read_text()

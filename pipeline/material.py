@@ -189,7 +189,7 @@ class Material:
         """Warn where the examples that gave a package its ranges do not cover the evaluation set; 0 were used: none."""
         examples = self.calibrate
         if used and examples is not None:
-            drawn = calibration_indices(len(examples), self.recipe.seed)[:used]
+            drawn = calibration_indices(examples, self.recipe.seed)
             sentence = outside(examples.take(drawn.tolist(), "calibration"), self.eval, self.task.length_of)
             if sentence:
                 self.warn(sentence)

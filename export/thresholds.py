@@ -21,6 +21,7 @@ PERCENTILE = 99.99
 ENTROPY_BINS = 2048  # as in Migacz 2017
 AT_ONCE = 256  # candidates compared at once
 FRACTIONS = 0.9 ** np.arange(40)  # of the whole range, down to 1/61
+HOPELESS = 4.0  # times the least error so far: the search ends there
 
 
 def minmax(seen: Seen, activation: Activation) -> tuple[float, float]:
@@ -113,8 +114,9 @@ def _xlogx(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def mse(seen: Seen, activation: Activation) -> tuple[float, float]:
     """The range whose integers have the least mean squared error, rounding and cutting off together.
 
-    (Sung 2015, arXiv:1511.06488; Banner 2019, arXiv:1810.05723, which takes a distribution for the histogram.) The error is integrated over the histogram, values taken to be spread evenly in a bin. One end after the other is
-    sought, twice, over fractions of the whole range and then between the neighbours of the best.
+    The criterion of Sung 2015 (arXiv:1511.06488) and Banner 2019 (arXiv:1810.05723), here integrated over the
+    histogram, values taken to be spread evenly in a bin. One end after the other is sought, twice, over fractions of
+    the whole range and then between the neighbours of the best.
     """
     histogram, formats = _histogram(seen), Formats(activation)
     held = np.flatnonzero(histogram.counts)
@@ -146,11 +148,15 @@ def _integral(at: NDArray[np.float64], scale: float, zero_point: int, least: int
 
 
 def _best(error: Callable[[float], float]) -> float:
-    """The fraction of a range, at most 1, with the least error."""
-    errors = [error(float(fraction)) for fraction in FRACTIONS]
+    """The fraction of a range, at most 1, with the least error. What is cut off only grows as the range shrinks."""
+    errors = [error(1.0)]
+    for fraction in FRACTIONS[1:]:
+        errors.append(error(float(fraction)))
+        if errors[-1] > HOPELESS * min(errors):
+            break
     at = int(np.argmin(errors))
     bounds = (FRACTIONS[min(at + 1, len(FRACTIONS) - 1)], FRACTIONS[max(at - 1, 0)])
-    found = minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 1e-3})
+    found = minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 2e-3})
     return float(found.x if found.fun < errors[at] else FRACTIONS[at])
 
 

@@ -124,6 +124,15 @@ class Material:
         """The examples for activation ranges: `data.calibrate`, else the training examples."""
         return self._other("calibrate") or self.train
 
+    @cached_property
+    def measured(self) -> Examples | None:
+        """The examples that activation ranges are measured on: those of `calibrate` that do not judge, to the byte."""
+        examples = self.calibrate
+        if examples is None or not len(self.exact["calibrate" if "calibrate" in self.exact else "train"]):
+            return examples
+        others = np.setdiff1d(np.arange(len(examples)), shared(examples, self.eval))
+        return examples.take(others.tolist(), "not in data.eval")
+
     @property
     def samples(self) -> Examples:
         """Real examples to trace and try a graph with: those that calibrate, else those that judge."""
@@ -187,7 +196,7 @@ class Material:
 
     def check_calibration(self, used: int) -> None:
         """Warn where the examples that gave a package its ranges do not cover the evaluation set; 0 were used: none."""
-        examples = self.calibrate
+        examples = self.measured
         if used and examples is not None:
             drawn = calibration_indices(examples, self.recipe.seed)
             sentence = outside(examples.take(drawn.tolist(), "calibration"), self.eval, self.task.length_of)

@@ -282,7 +282,7 @@ class Run:
                 model,
                 target,
                 Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made), trained),
-                calibrate=self.material.calibrate,
+                calibrate=self.material.measured,
                 golden=self.material.samples,
                 judge=lambda made, size: self._seal(self.judge(replace(subject, open=lambda: made), self.last), size),
                 card=lambda package: self._package_card(package, model, self.judge(subject, self.last)),

@@ -29,7 +29,10 @@ class Histogram:
     @property
     def edges(self) -> NDArray[np.float64]:
         """The bins' ends, ascending (BINS + 1,)."""
-        return (self.start + np.arange(BINS + 1)) * 2.0**self.exponent
+        ends: NDArray[np.float64] = np.ldexp(
+            np.arange(self.start, self.start + BINS + 1, dtype=np.float64), self.exponent
+        )
+        return ends
 
     def add(self, values: NDArray[np.float32], low: float, high: float) -> None:
         """Count values of any shape, finite, of which `low` is the least and `high` the greatest."""

@@ -79,7 +79,8 @@ def as_trained(path: Path, out: Path, scheme: Scheme, float_graph: Path) -> Quan
     """Write the graph at `path`, which holds its integers from training, to `out` as it is."""
     save_model(onnx.load(str(path)), out)
     left, weighted = len(_float_nodes(out)), len(_float_nodes(float_graph))
-    return Quantized(f"{in_words(scheme)}, from training", scheme.why, weighted, left, 0)
+    words = in_words(scheme.model_copy(update={"calibration": None}))  # the ranges are trained
+    return Quantized(f"{words}, from training", scheme.why, weighted, left, 0)
 
 
 def quantize(

@@ -14,7 +14,7 @@ from torch import nn
 
 from potstill.export.calibrate import CALIBRATION_EXAMPLES, Reader, calibration_indices
 from potstill.export.graph import export_graph
-from potstill.export.quantize import in_words, quantize, scheme_for
+from potstill.export.quantize import as_trained, in_words, quantize, scheme_for
 from potstill.targets.target import Scheme, load_target
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples, load_examples
@@ -129,6 +129,11 @@ def test_in_words() -> None:
     assert in_words(Scheme(**STATIC, calibration="mse")) == "static uint8 × int8, per channel, ranges by mse"
     assert in_words(Scheme(**DYNAMIC)) == "dynamic int8 weights, per channel"
     assert in_words(Scheme(method="float16", why="")) == "float16"
+
+
+def test_trained_ranges_are_by_no_method(convnet: tuple[Path, Model], tmp_path: Path) -> None:
+    made = as_trained(convnet[0], tmp_path / "q.onnx", Scheme(**STATIC, calibration="mse"), convnet[0])
+    assert made.scheme == "static uint8 × int8, per channel, from training"
 
 
 def test_static_needs_examples(convnet: tuple[Path, Model], tmp_path: Path) -> None:

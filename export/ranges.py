@@ -1,6 +1,6 @@
 """What the activations of a graph range over, from real examples in one pass and constant memory."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,26 +92,29 @@ def observe(path: Path, batches: Iterable[Inputs], binned: Collection[str] = ())
     seen = {name: Seen(name in kept) for name in names}
     count = 0
     for count, inputs in enumerate(batches, start=1):
-        try:
-            outputs = iter(session.run(None, inputs))
-        except (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError) as error:
-            raise InputError(
-                f"calibration batch {count} does not fit the graph: {str(error).splitlines()[0]}"
-            ) from error
-        ends = [[float(next(outputs)) for _ in REDUCTIONS] for _ in names]
-        values = {name: next(outputs) for name in names if name in kept}
-        for name, (low, high, total) in zip(names, ends, strict=True):
-            if low > high:
-                continue  # it is empty
-            if not np.isfinite([low, high]).all() or np.isnan(total):
-                raise InputError(
-                    f"the activation {name!r} is not finite on calibration batch {count}: ranges need finite numbers; "
-                    "look for an overflow in the model, or give other calibration examples"
-                )
-            seen[name].add(low, high, values.get(name))
+        _take_in(session, inputs, count, seen)
     if not count:
         raise InputError("there are no calibration examples: ranges need at least one batch")
     return {name: one for name, one in seen.items() if one.low <= one.high}
+
+
+def _take_in(session: Any, inputs: Inputs, count: int, seen: Mapping[str, Seen]) -> None:
+    """Run one batch and keep what is to be kept of it; its activations end here."""
+    try:
+        outputs = iter(session.run(None, inputs))
+    except (onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, ValueError) as error:
+        raise InputError(f"calibration batch {count} does not fit the graph: {str(error).splitlines()[0]}") from error
+    ends = [[float(next(outputs)) for _ in REDUCTIONS] for _ in seen]
+    for (name, one), (low, high, total) in zip(seen.items(), ends, strict=True):
+        values = None if one.histogram is None else next(outputs)
+        if low > high:
+            continue  # it is empty
+        if not np.isfinite([low, high]).all() or np.isnan(total):
+            raise InputError(
+                f"the activation {name!r} is not finite on calibration batch {count}: ranges need finite numbers; "
+                "look for an overflow in the model, or give other calibration examples"
+            )
+        one.add(low, high, values)
 
 
 def _watching(path: Path, model: onnx.ModelProto, names: list[str], kept: list[str]) -> Any:

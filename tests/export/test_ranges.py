@@ -1,6 +1,7 @@
 """Calibration in one pass: what is kept of activations, and the ranges made of it, against independent references."""
 
 import tracemalloc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,23 @@ def test_memory_does_not_grow_with_examples(graph: Path) -> None:
 
     peak(32)
     assert peak(480) <= 1.1 * peak(48)
+
+
+def test_activations_are_gone_before_the_next_batch(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[weakref.ref[Any]] = []
+    alive, real = [], onnxruntime.InferenceSession
+
+    class Watched(real):  # type: ignore[misc]
+        def run(self, *args: Any) -> Any:
+            alive.append(sum(one() is not None for one in given))
+            outputs = super().run(*args)
+            given.extend(weakref.ref(output) for output in outputs)
+            return outputs
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Watched)
+    observe(graph, in_batches(images(64)), ["x", "r1", "c2"])
+    assert alive == [0, 0, 0, 0]
+    assert len(given) == 4 * (3 * 6 + 3)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

@@ -5,9 +5,9 @@
     time         seconds of the whole call (calibrate, quantise and write) for each example, with 1,024 examples
                  (histograms of theirs: 128), less what 64 examples cost: what one more example costs
 
-Each figure is of a process of its own, in turn; of 3 the median peak, and the least time: other work only adds to it. Graph: ResNet-56 for CIFAR-10, trained where
-`POTSTILL_DATA` holds it, else with random weights and random pixels. Both sides use one thread. Prints a table; the
-last line is JSON, also in `results/calibration.json`.
+Each figure is of a process of its own, in turn; of 3 the median peak and the least time: other work only adds to it.
+Graph: ResNet-56 for CIFAR-10, trained where `POTSTILL_DATA` holds it, else with random weights and random pixels. Both
+sides use one thread. Prints a table; the last line is JSON, also in `results/calibration.json`.
 """
 
 import json

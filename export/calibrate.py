@@ -1,23 +1,20 @@
-"""Activation ranges from real examples, in memory that does not grow with their number."""
+"""Which examples calibrate, one batch at a time."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader
 
 from potstill.validate.data import Examples
-from potstill.validate.encoder import Encoder
+from potstill.validate.encoder import Encoder, Inputs
 from potstill.validate.progress import track
 
 CALIBRATION_EXAMPLES = 256
+POOL = 16 * CALIBRATION_EXAMPLES  # examples that are looked at to choose those
 
 
-class Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Calibration examples one batch at a time, encoded when asked for.
-
-    With the min-max calibrator only each tensor's range is kept, so memory is that of one batch.
+class Reader:
+    """Calibration examples one batch at a time, encoded when asked for, so that memory is that of one batch.
 
     Args:
         examples: to choose from.
@@ -31,27 +28,41 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         self, examples: Examples, encode: Encoder, seed: int, batch_size: int, names: Sequence[str] | None = None
     ) -> None:
         self._examples, self._encode, self._batch_size, self._names = examples, encode, batch_size, names
-        self._order = calibration_indices(len(examples), seed)
-        self._order = self._order[: len(self._order) // batch_size * batch_size or None]
+        self._order = calibration_indices(examples, seed)
         self.used = len(self._order)
-        self._start = 0
-        self._track = track("calibrating", self.used)
-        self._advance: Any = None
 
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """The inputs of the next batch, None after the last."""
-        if self._advance is None:
-            self._advance = self._track.__enter__()
-        index = self._order[self._start : self._start + self._batch_size]
-        self._start += len(index)
-        if not len(index):
-            self._track.__exit__(None, None, None)
-            return None
-        self._advance(len(index), "")
-        inputs = self._encode(self._examples.rows(index.tolist()))
-        return {name: inputs[name] for name in self._names or inputs}
+    def __iter__(self) -> Iterator[Inputs]:
+        """The inputs of each batch; the last may be smaller."""
+        with track("calibrating", self.used) as advance:
+            for start in range(0, self.used, self._batch_size):
+                index = self._order[start : start + self._batch_size].tolist()
+                inputs = self._encode(self._examples.rows(index))
+                yield {name: inputs[name] for name in self._names or inputs}
+                advance(len(index), "")
 
 
-def calibration_indices(n: int, seed: int) -> NDArray[np.int64]:
-    """Which of n examples calibrate: `CALIBRATION_EXAMPLES` of them drawn without replacement."""
-    return np.random.default_rng(seed).permutation(n)[:CALIBRATION_EXAMPLES]
+def calibration_indices(examples: Examples, seed: int) -> NDArray[np.int64]:
+    """Which examples calibrate: up to `CALIBRATION_EXAMPLES`, spread evenly over classes and lengths, in random order.
+
+    Of `POOL` examples drawn by chance, in order of class and then of length, one in so many is taken, the first and the
+    last too (systematic sampling, Madow 1944): so each class and each length has the share that it has in the pool.
+    """
+    rng = np.random.default_rng(seed)
+    pool = rng.permutation(len(examples))[:POOL]
+    some = examples.take(pool.tolist(), "pool")
+    lengths = _lengths(some)
+    labels = some.labels if some.offsets is None else np.zeros(len(pool))
+    order = np.lexsort((lengths, labels))
+    count = min(len(pool), CALIBRATION_EXAMPLES)
+    chosen = pool[order[np.linspace(0, len(pool) - 1, count).round().astype(np.int64)]] if count else pool
+    return rng.permutation(chosen)
+
+
+def _lengths(examples: Examples) -> NDArray[np.int64]:
+    """Length (N,) of each example over its columns of texts or words; 0 where there are none."""
+    lengths = np.zeros(len(examples), dtype=np.int64)
+    first = examples.rows([0]) if len(examples) else {}
+    for column, values in first.items():
+        if isinstance(values[0], str | list):
+            lengths += examples.lengths(column)
+    return lengths

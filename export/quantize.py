@@ -2,15 +2,21 @@
 
 import math
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic.dataclasses import dataclass
 
 from potstill.export.calibrate import Reader
 from potstill.export.graph import save_model
+from potstill.export.ranges import float_tensors, observe
+from potstill.export.thresholds import BINNED, METHODS, minmax
 from potstill.targets.target import Scheme, Target
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder
@@ -57,9 +63,10 @@ def in_words(scheme: Scheme) -> str:
     if scheme.method in ("float32", "float16"):
         return scheme.method
     types = f"{scheme.activation} × {scheme.weight}" if scheme.method == "static" else f"{scheme.weight} weights"
-    return f"{scheme.method} {types}, per {'channel' if scheme.per_channel else 'tensor'}" + (
-        ", reduced range" if scheme.reduce_range else ""
-    )
+    words = [f"{scheme.method} {types}", f"per {'channel' if scheme.per_channel else 'tensor'}"]
+    words += ["reduced range"] if scheme.reduce_range else []
+    words += [f"ranges by {scheme.calibration.replace('_', ' ')}"] if scheme.calibration not in (None, "minmax") else []
+    return ", ".join(words)
 
 
 def fits(formats: Formats, scheme: Scheme) -> bool:
@@ -72,7 +79,8 @@ def as_trained(path: Path, out: Path, scheme: Scheme, float_graph: Path) -> Quan
     """Write the graph at `path`, which holds its integers from training, to `out` as it is."""
     save_model(onnx.load(str(path)), out)
     left, weighted = len(_float_nodes(out)), len(_float_nodes(float_graph))
-    return Quantized(f"{in_words(scheme)}, from training", scheme.why, weighted, left, 0)
+    words = in_words(scheme.model_copy(update={"calibration": None}))  # the ranges are trained
+    return Quantized(f"{words}, from training", scheme.why, weighted, left, 0)
 
 
 def quantize(
@@ -80,11 +88,11 @@ def quantize(
 ) -> Quantized:
     """Write the graph at `path` in a scheme's number formats to `out`.
 
-    Static: QDQ, ranges by min-max over calibration examples. Dynamic: weights (embeddings too) as integers, ranges of
-    activations at run time. float16: inputs and outputs stay float32. By `onnxruntime.quantization`.
+    Static: QDQ, ranges over calibration examples by the scheme's method. Dynamic: weights (embeddings too) as integers,
+    ranges of activations at run time. float16: inputs and outputs stay float32. By `onnxruntime.quantization`.
 
     Raises:
-        InputError: a static scheme without calibration examples, or nothing to quantise.
+        InputError: a static scheme without calibration examples, ones that `observe` refuses, or nothing to quantise.
     """
     used = 0
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize.") as folder:
@@ -108,29 +116,63 @@ def quantize(
 
 
 def _static(path: Path, out: Path, scheme: Scheme, calibrate: Examples | None, encode: Encoder, seed: int) -> int:
-    if calibrate is None or len(calibrate) == 0:
+    if calibrate is None or len(calibrate) < 2:
         raise InputError(
-            "a static number format needs real examples: give --calibrate DATA, or data.calibrate in the recipe"
+            "a static number format needs at least 2 real examples: give --calibrate DATA, "
+            "or data.calibrate in the recipe"
         )
     inputs = onnx.load(str(path), load_external_data=False).graph.input
     first = inputs[0].type.tensor_type.shape.dim[0]
     one_by_one = first.HasField("dim_value") or len(encode.axes) > 1
-    batch_size = 1 if one_by_one else min(16, len(calibrate))
-    reader = Reader(calibrate, encode, seed, batch_size, [one.name for one in inputs])
-    quantize_static(
-        str(path),
-        str(out),
-        reader,
-        quant_format=QuantFormat.QDQ,
-        per_channel=scheme.per_channel,
-        reduce_range=scheme.reduce_range,
-        activation_type=TYPES[str(scheme.activation)],
-        weight_type=TYPES[str(scheme.weight)],
-        calibrate_method=CalibrationMethod.MinMax,
-        nodes_to_exclude=_activation_products(path),
-        extra_options={"ActivationSymmetric": scheme.activation == "int8"},
-    )
+    reader = Reader(calibrate, encode, seed, 1 if one_by_one else 16, [one.name for one in inputs])
+    method, activation = scheme.calibration or "minmax", scheme.activation or "uint8"
+    binned = _read_ranges(path, scheme) if method in BINNED else ()
+    ranges = {}
+    for name, seen in observe(path, reader, binned).items():
+        kept = METHODS[method] if seen.histogram or method not in BINNED else minmax
+        ranges[name] = kept(seen, activation)
+    _write_static(path, out, scheme, ranges)
     return reader.used
+
+
+def _write_static(path: Path, out: Path, scheme: Scheme, ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Quantise a graph with given ranges, which ONNX Runtime takes as if it had calibrated and kept them."""
+    data = {name: tuple(np.array(end, dtype=np.float32) for end in ends) for name, ends in ranges.items()}
+    kept = out.with_name(f".ranges.{out.name}.json")
+    try:
+        save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), kept)
+        quantize_static(
+            str(path),
+            str(out),
+            None,
+            quant_format=QuantFormat.QDQ,
+            per_channel=scheme.per_channel,
+            reduce_range=scheme.reduce_range,
+            activation_type=TYPES[str(scheme.activation)],
+            weight_type=TYPES[str(scheme.weight)],
+            calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=_activation_products(path),
+            extra_options={"ActivationSymmetric": scheme.activation == "int8"},
+            calibration_cache_path=kept,
+        )
+    finally:
+        kept.unlink(missing_ok=True)
+
+
+def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
+    """Names of the activations whose own range decides a scale of the quantised graph.
+
+    Not those whose range is another's or fixed, as that of what a ReLU reads or a softmax gives. ONNX Runtime is asked:
+    each activation gets a range that makes its scale a number of its own.
+    """
+    names, steps = float_tensors(path), 255 if scheme.activation == "uint8" else 127
+    tried = path.with_name("tried.onnx")
+    _write_static(path, tried, scheme, {name: (0.0, float(steps * i)) for i, name in enumerate(names, start=1)})
+    graph = onnx.load(str(tried)).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    scales = [tensors[node.input[1]] for node in graph.node if node.op_type == "QuantizeLinear"]
+    own = {float(numpy_helper.to_array(scale)) for scale in scales if not scale.dims}
+    return [name for i, name in enumerate(names, start=1) if i in own]
 
 
 def _dynamic(path: Path, out: Path, scheme: Scheme) -> int:

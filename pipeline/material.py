@@ -39,7 +39,7 @@ class Material:
         self.recipe, self.task = recipe, TASKS[recipe.task]
         self.warnings: list[str] = []
         self.leaks: list[Leak] = []
-        self.covered: set[int] = set()  # numbers of calibration examples that were compared with the evaluation set
+        self.covered = False  # whether the calibration examples were compared with the evaluation set
         self.exact: dict[str, NDArray[np.int64]] = {}  # evaluation examples that are in other data, to the byte
 
     @cached_property
@@ -128,6 +128,15 @@ class Material:
         """The examples for activation ranges: `data.calibrate`, else the training examples."""
         return self._other("calibrate") or self.train
 
+    @cached_property
+    def measured(self) -> Examples | None:
+        """The examples that activation ranges are measured on: those of `calibrate` that do not judge, to the byte."""
+        examples = self.calibrate
+        if examples is None or not len(self.exact["calibrate" if "calibrate" in self.exact else "train"]):
+            return examples
+        others = np.setdiff1d(np.arange(len(examples)), shared(examples, self.eval))
+        return examples.take(others.tolist(), "not in data.eval")
+
     @property
     def samples(self) -> Examples:
         """Real examples to trace and try a graph with: those that calibrate, else those that judge."""
@@ -191,10 +200,10 @@ class Material:
 
     def check_calibration(self, used: int) -> None:
         """Warn where the examples that gave a package its ranges do not cover the evaluation set; 0 were used: none."""
-        examples = self.calibrate
-        if used and examples is not None and used not in self.covered:
-            drawn = calibration_indices(len(examples), self.recipe.seed)[:used]
-            self.covered.add(used)
+        examples = self.measured
+        if used and examples is not None and not self.covered:
+            self.covered = True
+            drawn = calibration_indices(examples, self.recipe.seed)
             sentence = outside(examples.take(drawn.tolist(), "calibration"), self.eval, self.task.length_of)
             if sentence:
                 self.warn(sentence)

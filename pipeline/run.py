@@ -289,7 +289,7 @@ class Run:
                 model,
                 target,
                 Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made), trained),
-                calibrate=self.material.calibrate,
+                calibrate=self.material.measured,
                 golden=self.material.samples,
                 judge=lambda made, size: self._first_seal(replace(subject, open=lambda: made), size),
                 card=lambda package: self._package_card(package, model, self.judge(subject, self.last)),

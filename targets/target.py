@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from potstill.validate.errors import InputError, did_you_mean
+
+Calibration = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
+
+
+def _default_calibration(known: Mapping[str, Any]) -> Calibration | None:
+    return "minmax" if known.get("method") == "static" else None
 
 
 class _Part(BaseModel):
@@ -23,6 +29,7 @@ class Scheme(_Part):
     `static`: activation ranges are calibrated and written into the graph (QDQ). `dynamic`: activations are
     quantised to uint8 at run time, weights ahead. `float16`, `float32`: nothing is quantised.
     `reduce_range`: weights use 7 of their 8 bits, so that a pair of products fits into 16 bits.
+    `calibration`: how a static scheme's ranges follow from the calibration examples; see export/thresholds.py.
     Raises ValueError when the number types do not fit the method.
     Source: ONNX Runtime, docs/performance/model-optimizations/quantization.md.
     """
@@ -32,6 +39,7 @@ class Scheme(_Part):
     weight: Literal["int8", "uint8"] | None = None
     per_channel: bool = False
     reduce_range: bool = False
+    calibration: Calibration | None = Field(default_factory=_default_calibration)
     why: str
 
     @model_validator(mode="after")
@@ -41,6 +49,8 @@ class Scheme(_Part):
                 raise ValueError(f"method {self.method} quantises nothing: leave out activation, weight and ranges")
         elif self.weight is None:
             raise ValueError(f"method {self.method} needs a weight type: int8 or uint8")
+        if self.method != "static" and self.calibration:
+            raise ValueError(f"method {self.method} has no ranges to calibrate: leave out calibration")
         if self.method == "static" and self.activation is None:
             raise ValueError("method static needs an activation type: uint8 or int8")
         if self.method == "dynamic" and self.activation == "int8":

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import onnx
 import onnxruntime
@@ -11,9 +12,9 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from potstill.export.calibrate import CALIBRATION_EXAMPLES, Reader
+from potstill.export.calibrate import CALIBRATION_EXAMPLES, Reader, calibration_indices
 from potstill.export.graph import export_graph
-from potstill.export.quantize import in_words, quantize, scheme_for
+from potstill.export.quantize import as_trained, in_words, quantize, scheme_for
 from potstill.targets.target import Scheme, load_target
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples, load_examples
@@ -125,23 +126,48 @@ def test_the_scheme_follows_where_the_weights_are(convnet: tuple[Path, Model], b
 
 def test_in_words() -> None:
     assert in_words(Scheme(**STATIC, reduce_range=True)) == "static uint8 × int8, per channel, reduced range"
+    assert in_words(Scheme(**STATIC, calibration="mse")) == "static uint8 × int8, per channel, ranges by mse"
     assert in_words(Scheme(**DYNAMIC)) == "dynamic int8 weights, per channel"
     assert in_words(Scheme(method="float16", why="")) == "float16"
 
 
+def test_trained_ranges_are_by_no_method(convnet: tuple[Path, Model], tmp_path: Path) -> None:
+    made = as_trained(convnet[0], tmp_path / "q.onnx", Scheme(**STATIC, calibration="mse"), convnet[0])
+    assert made.scheme == "static uint8 × int8, per channel, from training"
+
+
 def test_static_needs_examples(convnet: tuple[Path, Model], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="needs real examples: give --calibrate DATA"):
+    with pytest.raises(InputError, match="needs at least 2 real examples: give --calibrate DATA"):
         quantize(convnet[0], tmp_path / "q.onnx", Scheme(**STATIC), None, convnet[1].encode, 0)
+    with pytest.raises(InputError, match="needs at least 2 real examples"):
+        quantize(convnet[0], tmp_path / "q.onnx", Scheme(**STATIC), images(1), convnet[1].encode, 0)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_calibration_reads_each_chosen_example_once() -> None:
     x = np.arange(1000, dtype=np.float32)[:, None]
     examples = Examples("made", Arrays({"x": x}), np.zeros(1000, dtype=np.int64), None, "d")
-    reader, seen = Reader(examples, ArrayEncoder(), seed=3, batch_size=16), []
-    while (batch := reader.get_next()) is not None:
-        seen += batch["x"].ravel().tolist()
+    reader = Reader(examples, ArrayEncoder(), seed=3, batch_size=100)
+    batches = [batch["x"].ravel().tolist() for batch in reader]
+    assert [len(batch) for batch in batches] == [100, 100, 56]
+    seen = [value for batch in batches for value in batch]
     assert len(seen) == len(set(seen)) == CALIBRATION_EXAMPLES == reader.used
-    again = Reader(examples, ArrayEncoder(), seed=3, batch_size=16).get_next()
-    assert again is not None
-    assert again["x"].ravel().tolist() == seen[:16]
+    assert seen == [batch["x"].item() for batch in Reader(examples, ArrayEncoder(), seed=3, batch_size=1)]
+    assert seen != [batch["x"].item() for batch in Reader(examples, ArrayEncoder(), seed=4, batch_size=1)]
+    assert len(calibration_indices(examples.take(range(5), "few"), 0)) == 5
+
+
+def test_calibration_examples_are_spread_over_classes_and_lengths() -> None:
+    rng = np.random.default_rng(0)
+    lengths, labels = rng.permutation(np.arange(1, 2049)), np.repeat([0, 1, 2], [64, 448, 1536])
+    table = datasets.Dataset.from_dict({"text": ["a" * n for n in lengths]})
+    examples = Examples("made", table, labels, None, "d")
+    for seed in range(3):
+        chosen = calibration_indices(examples, seed)
+        found = labels[chosen]
+        assert np.abs(np.bincount(found) - [8, 56, 192]).max() <= 1  # an eighth of each class
+        assert not (found[:-1] <= found[1:]).all()
+        ours = lengths[chosen][found == 2]
+        assert ours.max() == lengths[labels == 2].max()
+        bounds = np.quantile(lengths[labels == 2], [0.25, 0.5, 0.75])
+        assert np.abs(np.bincount(np.searchsorted(bounds, ours)) - 48).max() <= 2  # a quarter from each quarter

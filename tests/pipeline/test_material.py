@@ -1,0 +1,35 @@
+"""What a recipe's examples are used for."""
+
+from pathlib import Path
+
+import pytest
+
+from potstill.pipeline.material import Material
+from potstill.pipeline.recipe import build_recipe
+from potstill.pipeline.stages import STAGES
+from potstill.targets.target import target_names
+from potstill.validate.leaks import shared
+
+
+@pytest.mark.parametrize("key", ["train", "calibrate"])
+def test_ranges_are_not_measured_on_what_judges(
+    key: str, text_teacher: Path, texts: dict[str, Path], tmp_path: Path
+) -> None:
+    leaky = tmp_path / "leaky.tsv"
+    clean, leaked = texts["calibrate"].read_text(), texts["eval"].read_text().splitlines(keepends=True)[1:31]
+    leaky.write_text(clean + "".join(leaked))
+    mapping = {
+        "task": "text-classification",
+        "teacher": str(text_teacher),
+        "data": {"eval": str(texts["eval"]), key: str(leaky), "columns": {"text": "sentence"}},
+        "targets": ["laptop-x86-vnni"],
+    }
+    material = Material(build_recipe(mapping, stage_types=STAGES, target_names=target_names(), base=tmp_path))
+    assert material.calibrate is not None
+    assert material.measured is not None
+    both = len(shared(material.calibrate, material.eval))
+    assert 30 <= both < len(material.calibrate)
+    assert len(material.measured) == len(material.calibrate) - both
+    assert len(shared(material.measured, material.eval)) == 0
+    kept = material.measured.rows(range(len(material.measured)))["text"]
+    assert set(kept) <= {line.split("\t")[0] for line in clean.splitlines()}

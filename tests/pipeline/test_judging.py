@@ -257,3 +257,15 @@ def test_a_second_set_that_is_lost_on_stops_the_run(
     checks = {check["limit"]: check["passed"] for check in entries(run)["distill"]["verdict"]["checks"]}
     assert checks == {"max_drop": True, "shifted max_drop": False}
     assert again(run) == 0
+
+
+def test_the_verbs_take_a_second_set_and_perturbations(
+    run: Path, text_teacher: Path, texts: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["export", run / "out" / "student", "--teacher", text_teacher, "--calibrate", texts["calibrate"], "--eval",
+             texts["eval"], "--columns", "text=sentence", "--target", TARGET, "--shifted", run / "shifted.tsv",
+             "--perturb", "typos", "--perturb", "case", "--max-drop", "95pp", "--out", tmp_path / "out"]  # fmt: skip
+    assert call(list(map(str, words))) == 0
+    entry = json.loads((tmp_path / "out" / "ledger.json").read_text())["entries"][-1]
+    assert [shift["by"] for shift in entry["shifts"]] == ["shifted", "typos", "case"]
+    assert entry["shifts"][0]["scorecard"]["examples"] == 90

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -71,17 +72,36 @@ def fits(formats: Formats, scheme: Scheme) -> bool:
 def as_trained(path: Path, out: Path, scheme: Scheme, float_graph: Path) -> Quantized:
     """Write the graph at `path`, which holds its integers from training, to `out` as it is."""
     save_model(onnx.load(str(path)), out)
-    left, weighted = len(_float_nodes(out)), len(_float_nodes(float_graph))
+    left, weighted = len(float_nodes(out)), len(float_nodes(float_graph))
     return Quantized(f"{in_words(scheme)}, from training", scheme.why, weighted, left, 0)
 
 
 def quantize(
-    path: Path, out: Path, scheme: Scheme, calibrate: Examples | None, encode: Encoder, seed: int
+    path: Path,
+    out: Path,
+    scheme: Scheme,
+    calibrate: Examples | None,
+    encode: Encoder,
+    seed: int,
+    *,
+    keep_float: Sequence[str] = (),
+    ranges: Path | None = None,
 ) -> Quantized:
     """Write the graph at `path` in a scheme's number formats to `out`.
 
     Static: QDQ, ranges by min-max over calibration examples. Dynamic: weights (embeddings too) as integers, ranges of
     activations at run time. float16: inputs and outputs stay float32. By `onnxruntime.quantization`.
+
+    Args:
+        path: the float graph.
+        out: the file to write.
+        scheme: the number formats.
+        calibrate: examples for the ranges of a static scheme.
+        encode: of the model.
+        seed: of the choice among the examples.
+        keep_float: names of nodes, as `prepare` leaves them, that stay in floating point.
+        ranges: where the activation ranges are kept, as `onnxruntime.quantization` writes them: read if they are
+            there, else measured and written. They do not change with `keep_float`.
 
     Raises:
         InputError: a static scheme without calibration examples, or nothing to quantise.
@@ -94,20 +114,34 @@ def quantize(
         elif scheme.method == "float16":
             _to_float16(path, out)
         else:
-            quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-            _drop_stale_shapes(prepared)
+            prepare(path, prepared)
             used = (
-                _static(prepared, out, scheme, calibrate, encode, seed)
+                _static(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
                 if scheme.method == "static"
-                else _dynamic(prepared, out, scheme)
+                else _dynamic(prepared, out, scheme, keep_float)
             )
-    weighted, left = len(_float_nodes(path)), len(_float_nodes(out))
-    if scheme.method in ("static", "dynamic") and weighted and left == weighted:
+    weighted, left = len(float_nodes(path)), len(float_nodes(out))
+    if scheme.method in ("static", "dynamic") and weighted and left == weighted and not keep_float:
         raise InputError(f"none of the {weighted} weighted nodes could be quantised as {in_words(scheme)}")
     return Quantized(in_words(scheme), scheme.why, weighted, 0 if scheme.method == "float16" else left, used)
 
 
-def _static(path: Path, out: Path, scheme: Scheme, calibrate: Examples | None, encode: Encoder, seed: int) -> int:
+def prepare(path: Path, out: Path) -> None:
+    """Write the graph as it is quantised: batch norms folded, shapes inferred, every node with a name."""
+    quant_pre_process(str(path), str(out), skip_symbolic_shape=True)
+    _mend(out)
+
+
+def _static(
+    path: Path,
+    out: Path,
+    scheme: Scheme,
+    calibrate: Examples | None,
+    encode: Encoder,
+    seed: int,
+    keep_float: Sequence[str],
+    ranges: Path | None,
+) -> int:
     if calibrate is None or len(calibrate) == 0:
         raise InputError(
             "a static number format needs real examples: give --calibrate DATA, or data.calibrate in the recipe"
@@ -127,17 +161,19 @@ def _static(path: Path, out: Path, scheme: Scheme, calibrate: Examples | None, e
         activation_type=TYPES[str(scheme.activation)],
         weight_type=TYPES[str(scheme.weight)],
         calibrate_method=CalibrationMethod.MinMax,
-        nodes_to_exclude=_activation_products(path),
+        nodes_to_exclude=[*_activation_products(path), *keep_float],
         extra_options={"ActivationSymmetric": scheme.activation == "int8"},
+        calibration_cache_path=ranges,
     )
     return reader.used
 
 
-def _dynamic(path: Path, out: Path, scheme: Scheme) -> int:
+def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -> int:
     quantize_dynamic(
         str(path),
         str(out),
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        nodes_to_exclude=list(keep_float),
         per_channel=scheme.per_channel,
         reduce_range=scheme.reduce_range,
         weight_type=TYPES[str(scheme.weight)],
@@ -152,9 +188,11 @@ def _to_float16(path: Path, out: Path) -> None:
     save_model(model, out)
 
 
-def _drop_stale_shapes(path: Path) -> None:
-    """Drop shape entries that name a weight: the dynamic quantiser trips over them after a dynamo export."""
+def _mend(path: Path) -> None:
+    """Name the nodes without a name; drop shape entries that name a weight, which the dynamic quantiser trips over."""
     model = onnx.load(str(path))
+    for i, node in enumerate(model.graph.node):
+        node.name = node.name or f"unnamed_{i}"
     weights = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.value_info if value.name not in weights]
     del model.graph.value_info[:]
@@ -169,7 +207,7 @@ def _activation_products(path: Path) -> list[str]:
     return [node.name for node in graph.node if node.op_type == "MatMul" and not constant & set(node.input)]
 
 
-def _float_nodes(path: Path) -> list[str]:
+def float_nodes(path: Path) -> list[str]:
     """Names of the nodes with weights that compute in floating point: not fed by DequantizeLinear on both sides."""
     graph = onnx.load(str(path), load_external_data=False).graph
     floats = {t.name for t in graph.initializer if t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)}

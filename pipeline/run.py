@@ -16,7 +16,6 @@ from potstill.compress.likeness import likeness_from_json
 from potstill.compress.student import Student
 from potstill.export.graph import Parity, export_graph
 from potstill.export.package import (
-    MANIFEST,
     MODEL,
     Order,
     Package,
@@ -27,7 +26,7 @@ from potstill.export.package import (
     reseal,
     write_reference,
 )
-from potstill.pipeline import lineage
+from potstill.pipeline import lineage, searching
 from potstill.pipeline.cache import WORK, Cache
 from potstill.pipeline.card import model_card
 from potstill.pipeline.judging import Judge, Judged, Subject, verdict_on
@@ -43,7 +42,7 @@ from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
 from potstill.validate.files import read_json, size_bytes, whole_folder, write_json, write_text
 from potstill.validate.gate import Verdict
-from potstill.validate.predictor import TorchPredictor, best_device
+from potstill.validate.predictor import Predictor, TorchPredictor, best_device
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.task import Model
@@ -122,9 +121,10 @@ class Run:
             for name in recipe.targets:
                 target = load_target(name).model_dump(mode="json")
                 step_key = make("package", graph=key, target=target, seed=seed)
-                manifest = self.out / "packages" / target["id"] / MANIFEST
-                done = manifest.is_file() and read_json(manifest).get("key") == step_key
-                steps.append(Planned(f"packages/{target['id']}", step_key, done, self.judge.predicted(step_key)))
+                folder = self.out / "packages" / target["id"]
+                done = searching.manifest_of(folder, step_key) is not None
+                judged = self.judge.predicted(searching.key_of(folder, step_key))
+                steps.append(Planned(f"packages/{target['id']}", step_key, done, judged))
             key = make("reference", teacher=teacher, opset=OPSET, samples=samples)
             steps.append(Planned("reference", key, self.cache.done("reference", key)))
         return steps
@@ -273,23 +273,37 @@ class Run:
     ) -> Path:
         """One target's package, judged and profiled; an entry of the ledger."""
         target = load_target(name)
-        folder, key = self.out / "packages" / target.id, self.keys[f"packages/{target.id}"]
+        step, folder = f"packages/{target.id}", self.out / "packages" / target.id
+        key, limits = self.keys[step], searching.limits(self.material, self.cache, self.keys[step])
         subject = Subject(key, package_encoder(model.encode, target), lambda: open_package(folder, model, target))
-        if not (folder / MANIFEST).is_file() or read_json(folder / MANIFEST).get("key") != key:
+
+        def judged(package: Package) -> Judged:
+            return self.judge(searching.known_by(subject, package), after=self.last)
+
+        def verdict() -> Verdict | None:
+            package = read_package(folder)
+            return self._seal(judged(package), package.model_bytes)[1]
+
+        def judge(made: Predictor, size: int, left: tuple[str, ...]) -> tuple[Scorecard, Verdict | None]:
+            tried = replace(subject, key=searching.key_with(key, left), open=lambda: made)
+            return self._seal(self.judge(tried, self.last), size)
+
+        if searching.to_be_made(folder, key, limits, verdict):
             self._say(target.id, target.title)
             make_package(
                 folder,
                 model,
                 target,
-                Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made), trained),
+                Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made), trained, limits),
                 calibrate=self.material.calibrate,
                 golden=self.material.samples,
-                judge=lambda made, size: self._seal(self.judge(replace(subject, open=lambda: made), self.last), size),
-                card=lambda package: self._package_card(package, model, self.judge(subject, self.last)),
+                judge=judge,
+                card=lambda package: self._package_card(package, model, judged(package)),
             )
-        found = self.judge(subject, after=self.last)
+        found = judged(read_package(folder))
         seal = self._seal(found, read_package(folder).model_bytes)
         package = reseal(folder, *seal, lambda package: self._package_card(package, model, found))
+        self.keys[step] = searching.known_by(subject, package).key
         self.material.check_calibration(package.quantized.calibration_examples)
         settings = self.recipe.profile
         measurement = self._measured(
@@ -370,7 +384,7 @@ class Run:
         entry = Entry(
             name=package.target,
             kind="package",
-            what=package.quantized.scheme,
+            what=package.formats(),
             verdict=package.verdict,
             parameters=model.parameters,
             size_bytes=package.model_bytes,

@@ -13,7 +13,8 @@ from pydantic.dataclasses import dataclass
 
 from potstill.export.graph import Parity, export_graph, fix_shapes
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
-from potstill.export.search import Judging, Limits, Search, Start, helps, search, searchable
+from potstill.export.search import Judging, Limits, Start, helps, search, searchable
+from potstill.export.search_record import Search
 from potstill.targets.host import here, runs_here
 from potstill.targets.request import GOLDEN_FORMAT
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target

@@ -11,19 +11,19 @@ those that passed and those that failed. So a search costs log N quantised graph
 import math
 import tempfile
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
-from pydantic.dataclasses import dataclass as checked_dataclass
 
 from potstill.export.calibrate import calibration_indices
 from potstill.export.quantize import Quantized, prepare, quantize
+from potstill.export.search_record import Ended, Search, Try
 from potstill.export.sensitivity import Graph, Sensitivity, apart, sensitivities
 from potstill.targets.target import Scheme
 from potstill.validate.data import Examples
@@ -33,14 +33,15 @@ from potstill.validate.model import Model
 from potstill.validate.predictor import OnnxPredictor, one_below_another
 from potstill.validate.progress import track
 from potstill.validate.scorecard import Scorecard
-from potstill.validate.verdict import Outcome, Verdict, nearest_in_words
+from potstill.validate.verdict import Verdict, nearest_in_words
 
 MOST_JUDGED = 6  # sets on the evaluation set, beside the plain one
+CLOSE = 1.1  # distances whose ratio is below this are not told apart
+LEAST = 1e-12  # of a distance, so that the next aim is not zero
 GIVEN_BACK = 12  # nodes that are tried to be given back for one aim
 RANKED_BY = 32  # examples for the ranking
 HELD_OUT = 256  # examples for the distance to the float model
 COSTS = ("max_size", "max_latency", "max_memory")  # more bits do not help these
-Ended = Literal["through", "out of time"]
 Judging = Callable[[Path, tuple[str, ...]], tuple[Scorecard, Verdict]]
 
 
@@ -84,79 +85,6 @@ class Start:
     calibrate: Examples
     seed: int
     session_options: dict[str, str]
-
-
-@checked_dataclass(frozen=True)
-class Try:
-    """One set of nodes in float.
-
-    Attributes:
-        left_float: names of the weighted nodes in float.
-        int8_share: share of the weighted nodes' multiply-adds that are in integers.
-        distance: mean over held-out examples of how far the output is from the float model's; see `apart`.
-        size_bytes: of the model file.
-        seconds: that it took to make and measure.
-        difference: of the metric to the teacher's on the evaluation set; None where that was not asked.
-        low, high: its 95 % interval.
-        outcome: the gate's.
-        passed: whether the gate let it pass.
-    """
-
-    left_float: list[str]
-    int8_share: float
-    distance: float
-    size_bytes: int
-    seconds: float
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    outcome: Outcome | None = None
-    passed: bool | None = None
-
-
-@checked_dataclass(frozen=True)
-class Search:
-    """What a search found, what it gave up for it, and how.
-
-    Attributes:
-        ended: `through`, or `out of time` before that.
-        passed: whether what was kept holds the gate.
-        asked: a hash of the gate and of what it was asked on.
-        keep_float: names of all nodes in float, as `quantize` takes them; those without weights that lie beside too.
-        left: the weighted nodes in float of what was kept, the dearest first.
-        weighted: how many there are in all.
-        int8_share: share of their multiply-adds that are in integers.
-        nearest: the nearest limits that what was kept holds, where it misses the gate.
-        judged: how many sets the evaluation set was asked about, the plain one included.
-        held_out: how many examples measured the distance.
-        calibrated_too: whether these also gave the ranges, because there were no others.
-        seconds: that it took.
-        tries: in order, the plain one first.
-    """
-
-    ended: Ended
-    passed: bool
-    asked: str
-    keep_float: list[str]
-    left: list[Sensitivity]
-    weighted: int
-    int8_share: float
-    nearest: str | None
-    judged: int
-    held_out: int
-    calibrated_too: bool
-    seconds: float
-    tries: list[Try]
-
-    def in_words(self) -> str:
-        """One clause for a table."""
-        told = f"a search of {len(self.tries)} tries, {self.judged} of them judged"
-        late = "; it was out of time" if self.ended == "out of time" else ""
-        share = f"{self.int8_share:.0%} of multiply-adds in int8"
-        if self.passed:
-            return f"{share}, found by {told}{late}"
-        holds = f"; this holds {self.nearest}" if self.nearest else ""
-        return f"{share}, the best of {told}, none of which holds the gate{holds}{late}"
 
 
 def helps(verdict: Verdict | None) -> bool:
@@ -260,13 +188,13 @@ class _Search:
 
     # One set of nodes.
 
-    def names(self, nodes: Collection[str]) -> tuple[str, ...]:
-        """All that stays in float with some weighted nodes: what lies beside them too, and all if they are all."""
+    def names(self, nodes: frozenset[str]) -> tuple[str, ...]:
+        """All that stays in float with some weighted nodes: what lies between them too, and all if they are all."""
         if len(nodes) == len(self.ranking):
             return tuple(node.name for node in self.graph.model.graph.node)
-        return (*sorted(nodes), *self.graph.beside(nodes))
+        return (*sorted(nodes), *self.graph.between(nodes))
 
-    def share(self, nodes: Collection[str]) -> float:
+    def share(self, nodes: frozenset[str]) -> float:
         """Share of the multiply-adds that are in integers with some nodes in float."""
         left = sum(one.macs for one in self.ranking if one.node in nodes)
         return 1 - left / sum(one.macs for one in self.ranking)
@@ -362,16 +290,19 @@ class _Search:
             _OutOfTimeError: before that.
         """
         self.judge(frozenset())
-        failed, passed = self.measured(frozenset()).distance, 0.0
-        for count in range(1, MOST_JUDGED + 1):
+        failed, passed, count = self.measured(frozenset()).distance, 0.0, 0
+        while len(self.judged) <= MOST_JUDGED and (not passed or failed > CLOSE * passed):
+            count += 1
             aim = math.sqrt(passed * failed) if passed else failed / 4**count
             nodes = self._least(aim)
+            if nodes in self.judged and not passed:
+                return  # all nodes are in float
             if nodes in self.judged:
-                return
-            if self.judge(nodes):
-                passed = max(passed, self.measured(nodes).distance)
+                passed = aim
+            elif self.judge(nodes):
+                passed = max(self.measured(nodes).distance, LEAST)
             else:
-                failed = min(failed, self.measured(nodes).distance)
+                failed = self.measured(nodes).distance
 
     def _least(self, aim: float) -> frozenset[str]:
         """A small set whose distance is at most `aim`; all nodes if no other is."""

@@ -9,7 +9,8 @@ Shapes: E examples, R rows of all of them that are judged, C classes, N weighted
 
 import math
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from onnx import NodeProto, helper, numpy_helper
 from pydantic.dataclasses import dataclass
 
 from potstill.export.graph import save_model
-from potstill.export.quantize import float_nodes
+from potstill.export.quantize import WEIGHTED, float_nodes
 from potstill.validate.examples import Examples, Rows
 from potstill.validate.metrics import divergences
 from potstill.validate.model import Model
@@ -70,17 +71,23 @@ class Graph:
             return str(readers[0].output[0])
         return str(node.output[0])
 
-    def beside(self, names: Collection[str]) -> list[str]:
-        """Names of the nodes without weights that read or feed some nodes: in integers they would undo their floats."""
-        found: dict[str, None] = {}
+    def between(self, names: AbstractSet[str]) -> list[str]:
+        """Names of the nodes without weights all of whose neighbours with weights are among some nodes.
+
+        With those in float, integers there would be a detour. An activation belongs to the node before it.
+        """
+        heavy = [node for node in self.model.graph.node if node.op_type in WEIGHTED]
+        owner = {self.made_by[self.end(node)].name: node.name for node in heavy}
+        found = []
         for node in self.model.graph.node:
-            if node.name in names:
+            if node.name not in self.weighted:
                 makers = [self.made_by[name] for name in node.input if name in self.made_by]
-                readers = [one for name in (node.output[0], self.end(node)) for one in self.read_by.get(name, [])]
-                found |= dict.fromkeys(
-                    one.name for one in [*makers, *readers] if not self.weights.keys() & {*one.input}
-                )
-        return [name for name in found if name not in names]
+                readers = [one for name in node.output for one in self.read_by.get(name, [])]
+                if node.name in owner:
+                    readers = []
+                near = {owner.get(one.name, one.name) for one in [*makers, *readers]} & self.weighted
+                found += [node.name] if near and near <= names else []
+        return found
 
 
 def noisy_graph(path: Path, quantized: Path, nodes: Sequence[str]) -> onnx.ModelProto:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 
 from potstill.export.graph import export_graph
 from potstill.export.quantize import float_nodes, prepare, quantize
-from potstill.export.search import Limits, Search, Start, helps, search
+from potstill.export.search import Limits, Start, helps, search
+from potstill.export.search_record import Search
 from potstill.export.sensitivity import ON, Graph, apart, multiply_adds, noisy_graph, open_graph, sensitivities
 from potstill.targets.target import Scheme
 from potstill.validate.checkpoint import Checkpoint
@@ -145,6 +147,21 @@ def test_the_noisy_graph_is_the_float_graph_the_integer_graph_and_all_between(ma
         alone = onnxruntime.InferenceSession(tmp_path / "one.onnx").run(None, {"x": x})[0]
         assert np.abs(alone - float_).max() > 1e-3
         assert np.abs(run(np.eye(5)[i]) - alone).max() < 0.1 * np.abs(alone - float_).max()
+
+
+def test_what_lies_between_nodes_in_float_is_in_float_too(made: Made) -> None:
+    graph = Graph(made.prepared)
+    of = {node.input[1]: node.name for node in graph.model.graph.node if node.name in graph.weighted}
+    ends = {name: graph.made_by[graph.end(node)].name for name in of.values() for node in _named(graph, name)}
+    two, four, six = of["2.weight"], of["4.weight"], of["6.weight"]
+    assert graph.between({four}) == [ends[four]]  # its own ReLU, not that of the node before
+    assert graph.between({two, four}) == [ends[two], ends[four]]
+    pooling = [node.name for node in graph.model.graph.node if "Pool" in node.op_type or node.op_type == "ReduceMean"]
+    assert graph.between({six}) == [ends[six], *pooling]
+
+
+def _named(graph: Graph, name: str) -> list[onnx.NodeProto]:
+    return [node for node in graph.model.graph.node if node.name == name]
 
 
 def test_the_spoiled_node_is_ranked_first(made: Made) -> None:

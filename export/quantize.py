@@ -173,7 +173,7 @@ def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -
         str(path),
         str(out),
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-        nodes_to_exclude=list(keep_float),
+        nodes_to_exclude=[*keep_float, *(f"{name}_MatMul" for name in keep_float)],  # a Gemm is renamed so before
         per_channel=scheme.per_channel,
         reduce_range=scheme.reduce_range,
         weight_type=TYPES[str(scheme.weight)],

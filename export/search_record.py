@@ -47,7 +47,7 @@ class Search:
         passed: whether what was kept holds the gate.
         asked: a hash of the gate and of what it was asked on.
         keep_float: names of all nodes in float, as `quantize` takes them; those without weights that lie between too.
-        left: the weighted nodes in float of what was kept, the dearest first.
+        left: the nodes with weights (embeddings too) in float of what was kept, the dearest first.
         weighted: how many there are in all.
         int8_share: share of their multiply-adds that are in integers.
         nearest: the nearest limits that what was kept holds, where it misses the gate.

@@ -39,7 +39,7 @@ class Sensitivity:
     Attributes:
         node: its name in the graph.
         module: of the weights, where the graph names it; else the node's name.
-        macs: multiply-adds for one example.
+        macs: multiply-adds for one example; 0 of an embedding.
         cost: how far the output is from the float model's with this node alone in integers; see `apart`.
     """
 
@@ -188,8 +188,7 @@ def sensitivities(path: Path, quantized: Path, model: Model, examples: Examples)
         model: whose graph it is.
         examples: E of them, not those that judge.
     """
-    left = set(float_nodes(quantized))
-    names = [name for name in float_nodes(path) if name not in left]
+    names = candidates(path, quantized)
     session = open_graph(noisy_graph(path, quantized, names))
     size = min(16, len(examples)) if isinstance(session.get_inputs()[0].shape[0], str) else 1
     costs = np.zeros(len(names))
@@ -202,8 +201,16 @@ def sensitivities(path: Path, quantized: Path, model: Model, examples: Examples)
             advance(len(batch))
     macs, graph = multiply_adds(path, model, examples.rows([0])), Graph(path)
     modules = {node.name: _module(node, graph.weights) for node in graph.model.graph.node if node.name in names}
-    found = [Sensitivity(n, modules[n], macs[n], float(cost)) for n, cost in zip(names, costs, strict=True)]
-    return sorted(found, key=lambda one: -one.cost / one.macs)
+    found = [Sensitivity(n, modules[n], macs.get(n, 0), float(cost)) for n, cost in zip(names, costs, strict=True)]
+    return sorted(found, key=lambda one: -one.cost / max(one.macs, 1))
+
+
+def candidates(path: Path, quantized: Path) -> list[str]:
+    """Names of the nodes, embeddings too, whose float weights are not in the graph in integers any more."""
+    graph, left = Graph(path), Graph(quantized).weights
+    taken = set(graph.weights) - set(left)
+    of = (*WEIGHTED, "Gather")
+    return [node.name for node in graph.model.graph.node if node.op_type in of and taken & {*node.input[:2]}]
 
 
 def apart(mine: NDArray[np.floating], theirs: NDArray[np.floating], model: Model) -> NDArray[np.float64]:

@@ -18,14 +18,16 @@ from potstill.export.search_record import Search
 from potstill.export.sensitivity import ON, Graph, apart, multiply_adds, noisy_graph, open_graph, sensitivities
 from potstill.targets.target import Scheme
 from potstill.validate.checkpoint import Checkpoint
-from potstill.validate.data import Arrays, Examples
+from potstill.validate.data import Arrays, Examples, load_examples
 from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.metrics import Interval
 from potstill.validate.scorecard import Scorecard
-from potstill.validate.task import Model
+from potstill.validate.task import TASKS, Model
 from potstill.validate.verdict import Check, Verdict, verdict_of
 
 STATIC = Scheme(method="static", activation="uint8", weight="int8", per_channel=True, why="test")
+
+DYNAMIC = Scheme(method="dynamic", weight="int8", per_channel=True, why="test")
 
 
 def images(n: int) -> Examples:
@@ -147,6 +149,40 @@ def test_the_noisy_graph_is_the_float_graph_the_integer_graph_and_all_between(ma
         alone = onnxruntime.InferenceSession(tmp_path / "one.onnx").run(None, {"x": x})[0]
         assert np.abs(alone - float_).max() > 1e-3
         assert np.abs(run(np.eye(5)[i]) - alone).max() < 0.1 * np.abs(alone - float_).max()
+
+
+def test_nodes_of_a_dynamic_scheme_and_their_search(text_teacher: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    model = TASKS["text-classification"].load(Checkpoint(str(text_teacher)))
+    examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"})
+    graph, prepared, plain, one = (tmp_path / f"{name}.onnx" for name in ("float", "prepared", "plain", "one"))
+    export_graph(model, examples, graph, 20)
+    prepare(graph, prepared)
+    quantize(graph, plain, DYNAMIC, None, model.encode, 0)
+    ranked = sensitivities(prepared, plain, model, examples.take(range(8), "few"))
+    matrices, embeddings = [[one for one in ranked if bool(one.macs) == has] for has in (True, False)]
+    assert len(matrices) == len(float_nodes(graph)) > 6
+    assert 1 <= len(embeddings) <= 3
+    session, names = open_graph(noisy_graph(prepared, plain, [node.node for node in ranked])), Graph(prepared)
+    inputs = model.encode(examples.rows([0]))
+    float_ = onnxruntime.InferenceSession(graph).run(None, inputs)[0]
+    for i, node in enumerate(ranked):
+        left = [other.name for other in names.model.graph.node if other.name != node.node]
+        quantize(graph, one, DYNAMIC, None, model.encode, 0, keep_float=left)
+        alone = onnxruntime.InferenceSession(one).run(None, inputs)[0]
+        found = session.run(None, inputs | {ON: np.eye(len(ranked))[i].astype(np.float32)})[0]
+        assert np.abs(found - alone).max() <= 0.1 * np.abs(alone - float_).max() + 1e-6
+    start = Start(graph, plain, (card(-0.1), verdict(False)), DYNAMIC, model, model.encode, examples, 0, {})
+    asked: list[Path] = []
+
+    def judge(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+        asked.append(path)
+        return card(-0.01), verdict(len(asked) > 1)
+
+    result, made_of_it, *_ = search(start, Limits(60, tmp_path / "tries", "a"), judge)
+    assert result.passed
+    assert made_of_it
+    assert made_of_it.left_float == len(float_nodes(plain)) == len([one for one in result.left if one.macs])
+    assert 0.2 < result.int8_share < 1
 
 
 def test_what_lies_between_nodes_in_float_is_in_float_too(made: Made) -> None:

@@ -5,7 +5,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic.dataclasses import dataclass
@@ -19,6 +21,7 @@ from potstill.validate.errors import InputError
 from potstill.validate.fake_quant import Formats
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LEAST = "potstill.least"  # the name of a constant
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
 
@@ -120,6 +123,8 @@ def quantize(
                 if scheme.method == "static"
                 else _dynamic(prepared, out, scheme, keep_float)
             )
+            if keep_float:
+                _hold_float(out, keep_float)
     weighted, left = len(float_nodes(path)), len(float_nodes(out))
     if scheme.method in ("static", "dynamic") and weighted and left == weighted and not keep_float:
         raise InputError(f"none of the {weighted} weighted nodes could be quantised as {in_words(scheme)}")
@@ -179,6 +184,32 @@ def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -
         weight_type=TYPES[str(scheme.weight)],
     )
     return 0
+
+
+def _hold_float(path: Path, names: Sequence[str]) -> None:
+    """Make ONNX Runtime compute some nodes in float where their neighbours are in integers.
+
+    When it opens a file, it puts the float weights of a Conv or Gemm between a DequantizeLinear and a QuantizeLinear,
+    with at most a Relu or Clip on the way, into int8 by itself, per tensor (`weight_bias_quantization.cc`). A Max with
+    the least float there changes no value and stops it.
+    """
+    model = onnx.load(str(path))
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    kept: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        source = made_by.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        while source and source.op_type in ("Relu", "Clip"):
+            source = made_by.get(source.input[0])
+        if source and source.op_type in ("Conv", "ConvTranspose", "Gemm") and source.name in names:
+            held = f"{node.input[0]}_held"
+            kept.append(helper.make_node("Max", [node.input[0], LEAST], [held], name=f"{held}_in_float"))
+            node.input[0] = held
+        kept.append(node)
+    if len(kept) > len(model.graph.node):
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+        model.graph.initializer.append(numpy_helper.from_array(np.finfo(np.float32).min, LEAST))
+        save_model(model, path)
 
 
 def _to_float16(path: Path, out: Path) -> None:

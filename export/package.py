@@ -13,6 +13,8 @@ from pydantic.dataclasses import dataclass
 
 from potstill.export.graph import Parity, export_graph, fix_shapes
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
+from potstill.export.search import Judging, Limits, Start, helps, search, searchable
+from potstill.export.search_record import Search
 from potstill.targets.host import here, runs_here
 from potstill.targets.request import GOLDEN_FORMAT
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
@@ -33,6 +35,7 @@ GOLDEN_TOLERANCE = {  # of the largest logit; other processors round otherwise, 
     "static": 1e-1,
     "dynamic": 1e-1,
 }
+Judge = Callable[[OnnxPredictor, int, tuple[str, ...]], tuple[Scorecard, Verdict | None]]
 MANIFEST, MODEL, GOLDEN = "manifest.json", "model.onnx", "golden"
 
 
@@ -49,6 +52,7 @@ class Package:
         checked: where the scorecard was made, and whether that computes as the target does.
         model_bytes: size of the model file(s).
         seconds: that it took to make and judge.
+        search: how the nodes that stayed in float were found; None where nothing was searched.
     """
 
     folder: Path
@@ -59,6 +63,14 @@ class Package:
     checked: dict[str, Any]
     model_bytes: int
     seconds: float
+    search: Search | None = None
+
+    def formats(self) -> str:
+        """Its number formats in words, with what is in float and how that was found."""
+        made = self.quantized
+        left = f"{made.left_float} of {made.weighted} weighted nodes in float"
+        told = [made.scheme, left if made.left_float and made.scheme != "float32" else ""]
+        return ", ".join(filter(None, [*told, self.search.in_words() if self.search else ""]))
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,7 @@ class Order:
         key: a hash of all that the package depends on, kept in its manifest.
         lineage: what made the model, for the manifest.
         trained: after quantisation-aware training, the graph with the trained integers, and how it compared.
+        limits: on the search for nodes to leave in float where the gate is missed; None: it is not searched.
     """
 
     graph: Path
@@ -82,6 +95,7 @@ class Order:
     key: str
     lineage: dict[str, Any]
     trained: tuple[Path, Parity] | None = None
+    limits: Limits | None = None
 
 
 def make_package(
@@ -92,7 +106,7 @@ def make_package(
     *,
     calibrate: Examples | None,
     golden: Examples,
-    judge: Callable[[OnnxPredictor, int], tuple[Scorecard, Verdict | None]],
+    judge: Judge,
     card: Callable[["Package"], str],
 ) -> Package:
     """Quantise a graph for a target, judge the file as ONNX Runtime runs it, and write the package whole.
@@ -107,7 +121,8 @@ def make_package(
         order: the graph and its record.
         calibrate: examples for activation ranges.
         golden: examples whose inputs and outputs an app can test itself with.
-        judge: of a predictor and the bytes of its model file, its scorecard and the gate's verdict, if there is one.
+        judge: of a predictor, the bytes of its model file and the nodes that were searched and left in float, its
+            scorecard and the gate's verdict, if there is one.
         card: gives the text of the package's README.
 
     Raises:
@@ -123,15 +138,23 @@ def make_package(
             quantized = quantize(graph, aside / MODEL, scheme, calibrate, encode, order.seed)
         else:
             quantized = as_trained(graph, aside / MODEL, scheme, order.graph)
+        _check_size(_model_bytes(aside), target)
+        scorecard, verdict = judge(open_package(aside, model, target), _model_bytes(aside), ())
+        found = None
+        if order.limits and verdict and helps(verdict) and calibrate and source == order.graph and searchable(scheme):
+            start = Start(
+                graph, aside / MODEL, (scorecard, verdict), scheme, model, encode, calibrate, order.seed,
+                target.runtime.session_options,
+            )  # fmt: skip
+            found, made, scorecard, verdict = search(start, order.limits, _judging(judge, model, target))
+            quantized = made or quantized
         if order.trained and source == order.graph:
             quantized = replace(quantized, scheme=f"{quantized.scheme}, from the float weights")
         if graph != source:
             for part in aside.glob(f"{graph.name}*"):
                 part.unlink()
-        model_bytes = sum(size_bytes(path) for path in aside.glob(f"{MODEL}*"))
+        model_bytes = _model_bytes(aside)
         _check_size(model_bytes, target)
-        predictor = open_package(aside, model, target)
-        scorecard, verdict = judge(predictor, model_bytes)
         package = Package(
             folder=folder,
             target=target.id,
@@ -141,12 +164,29 @@ def make_package(
             checked=_checked(target),
             model_bytes=model_bytes,
             seconds=time.monotonic() - started,
+            search=found,
         )
+        predictor = open_package(aside, model, target)
         _write_sources(aside, model)
         write_golden(aside / GOLDEN, predictor, golden, GOLDEN_TOLERANCE[scheme.method], model.output)
         write_text(aside / "README.md", card(package))
         write_json(aside / MANIFEST, _manifest(package, target, order, aside, model))
     return package
+
+
+def _model_bytes(folder: Path) -> int:
+    return sum(size_bytes(path) for path in folder.glob(f"{MODEL}*"))
+
+
+def _judging(judge: Judge, model: Model, target: Target) -> Judging:
+    """What judges the model files of a search as it judges the package's."""
+
+    def judged(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+        card, verdict = judge(_open(path, model, target), size_bytes(path), left)
+        assert verdict
+        return card, verdict
+
+    return judged
 
 
 def _source(model: Model, order: Order, scheme: Scheme) -> tuple[Path, Order]:
@@ -175,8 +215,12 @@ def _fixed(encode: Encoder, graph: Path, aside: Path, target: Target) -> Path:
 
 def open_package(folder: Path, model: Model, target: Target) -> OnnxPredictor:
     """A package in ONNX Runtime, fed and read as the model that it was made of."""
+    return _open(folder / MODEL, model, target)
+
+
+def _open(path: Path, model: Model, target: Target) -> OnnxPredictor:
     return OnnxPredictor(
-        folder / MODEL,
+        path,
         package_encoder(model.encode, target),
         f"{target.id} package",
         read=model.read,
@@ -189,6 +233,7 @@ def read_package(folder: Path) -> Package:
     manifest = read_json(folder / MANIFEST)
     found = {name: manifest[name] for name in ("scorecard", "verdict", "checked", "model_bytes", "seconds")}
     found |= {"folder": folder, "target": manifest["target"]["id"], "quantized": manifest["quantization"]}
+    found |= {"search": manifest.get("search")}
     return TypeAdapter(Package).validate_python(found)
 
 
@@ -296,6 +341,8 @@ def _manifest(package: Package, target: Target, order: Order, folder: Path, mode
         "target": target.model_dump(mode="json"),
         "labels": list(model.labels),
         "quantization": _plain(package.quantized),
+        "asked": order.limits.asked if order.limits else None,
+        "search": _plain(package.search) if package.search else None,
         "parity": _plain(order.parity),
         "opset": order.opset,
         "max_length": max_length,

@@ -2,12 +2,12 @@
 
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -24,6 +24,7 @@ from potstill.validate.errors import InputError
 from potstill.validate.fake_quant import Formats
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LEAST = "potstill.least"  # the name of a constant
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
 
@@ -78,18 +79,37 @@ def fits(formats: Formats, scheme: Scheme) -> bool:
 def as_trained(path: Path, out: Path, scheme: Scheme, float_graph: Path) -> Quantized:
     """Write the graph at `path`, which holds its integers from training, to `out` as it is."""
     save_model(onnx.load(str(path)), out)
-    left, weighted = len(_float_nodes(out)), len(_float_nodes(float_graph))
+    left, weighted = len(float_nodes(out)), len(float_nodes(float_graph))
     words = in_words(scheme.model_copy(update={"calibration": None}))  # the ranges are trained
     return Quantized(f"{words}, from training", scheme.why, weighted, left, 0)
 
 
 def quantize(
-    path: Path, out: Path, scheme: Scheme, calibrate: Examples | None, encode: Encoder, seed: int
+    path: Path,
+    out: Path,
+    scheme: Scheme,
+    calibrate: Examples | None,
+    encode: Encoder,
+    seed: int,
+    *,
+    keep_float: Sequence[str] = (),
+    ranges: Path | None = None,
 ) -> Quantized:
     """Write the graph at `path` in a scheme's number formats to `out`.
 
     Static: QDQ, ranges over calibration examples by the scheme's method. Dynamic: weights (embeddings too) as integers,
     ranges of activations at run time. float16: inputs and outputs stay float32. By `onnxruntime.quantization`.
+
+    Args:
+        path: the float graph.
+        out: the file to write.
+        scheme: the number formats.
+        calibrate: examples for the ranges of a static scheme.
+        encode: of the model.
+        seed: of the choice among the examples.
+        keep_float: names of nodes, as `prepare` leaves them, that stay in floating point.
+        ranges: where the activation ranges are kept, as `onnxruntime.quantization` writes them: read if they are
+            there, else measured and written. They do not change with `keep_float`.
 
     Raises:
         InputError: a static scheme without calibration examples, ones that `observe` refuses, or nothing to quantise.
@@ -102,20 +122,36 @@ def quantize(
         elif scheme.method == "float16":
             _to_float16(path, out)
         else:
-            quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-            _drop_stale_shapes(prepared)
+            prepare(path, prepared)
             used = (
-                _static(prepared, out, scheme, calibrate, encode, seed)
+                _static(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
                 if scheme.method == "static"
-                else _dynamic(prepared, out, scheme)
+                else _dynamic(prepared, out, scheme, keep_float)
             )
-    weighted, left = len(_float_nodes(path)), len(_float_nodes(out))
-    if scheme.method in ("static", "dynamic") and weighted and left == weighted:
+            if keep_float:
+                _hold_float(out, keep_float)
+    weighted, left = len(float_nodes(path)), len(float_nodes(out))
+    if scheme.method in ("static", "dynamic") and weighted and left == weighted and not keep_float:
         raise InputError(f"none of the {weighted} weighted nodes could be quantised as {in_words(scheme)}")
     return Quantized(in_words(scheme), scheme.why, weighted, 0 if scheme.method == "float16" else left, used)
 
 
-def _static(path: Path, out: Path, scheme: Scheme, calibrate: Examples | None, encode: Encoder, seed: int) -> int:
+def prepare(path: Path, out: Path) -> None:
+    """Write the graph as it is quantised: batch norms folded, shapes inferred, every node with a name."""
+    quant_pre_process(str(path), str(out), skip_symbolic_shape=True)
+    _mend(out)
+
+
+def _static(
+    path: Path,
+    out: Path,
+    scheme: Scheme,
+    calibrate: Examples | None,
+    encode: Encoder,
+    seed: int,
+    keep_float: Sequence[str],
+    ranges: Path | None,
+) -> int:
     if calibrate is None or len(calibrate) < 2:
         raise InputError(
             "a static number format needs at least 2 real examples: give --calibrate DATA, "
@@ -125,38 +161,46 @@ def _static(path: Path, out: Path, scheme: Scheme, calibrate: Examples | None, e
     first = inputs[0].type.tensor_type.shape.dim[0]
     one_by_one = first.HasField("dim_value") or len(encode.axes) > 1
     reader = Reader(calibrate, encode, seed, 1 if one_by_one else 16, [one.name for one in inputs])
+    kept = ranges or path.with_name("ranges.json")
+    if not kept.is_file():
+        _save_ranges(_measured(path, scheme, reader), kept)
+    _write_static(path, out, scheme, kept, keep_float)
+    return reader.used
+
+
+def _measured(path: Path, scheme: Scheme, reader: Reader) -> dict[str, tuple[float, float]]:
+    """The range of each activation over the calibration examples, by the scheme's method."""
     method, activation = scheme.calibration or "minmax", scheme.activation or "uint8"
     binned = _read_ranges(path, scheme) if method in BINNED else ()
     ranges = {}
     for name, seen in observe(path, reader, binned).items():
         kept = METHODS[method] if seen.histogram or method not in BINNED else minmax
         ranges[name] = kept(seen, activation)
-    _write_static(path, out, scheme, ranges)
-    return reader.used
+    return ranges
 
 
-def _write_static(path: Path, out: Path, scheme: Scheme, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Quantise a graph with given ranges, which ONNX Runtime takes as if it had calibrated and kept them."""
+def _save_ranges(ranges: Mapping[str, tuple[float, float]], path: Path) -> None:
+    """Write ranges as ONNX Runtime keeps those that it calibrated."""
     data = {name: tuple(np.array(end, dtype=np.float32) for end in ends) for name, ends in ranges.items()}
-    kept = out.with_name(f".ranges.{out.name}.json")
-    try:
-        save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), kept)
-        quantize_static(
-            str(path),
-            str(out),
-            None,
-            quant_format=QuantFormat.QDQ,
-            per_channel=scheme.per_channel,
-            reduce_range=scheme.reduce_range,
-            activation_type=TYPES[str(scheme.activation)],
-            weight_type=TYPES[str(scheme.weight)],
-            calibrate_method=CalibrationMethod.MinMax,
-            nodes_to_exclude=_activation_products(path),
-            extra_options={"ActivationSymmetric": scheme.activation == "int8"},
-            calibration_cache_path=kept,
-        )
-    finally:
-        kept.unlink(missing_ok=True)
+    save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), path)
+
+
+def _write_static(path: Path, out: Path, scheme: Scheme, ranges: Path, keep_float: Sequence[str] = ()) -> None:
+    """Quantise a graph with given ranges, which ONNX Runtime takes as if it had calibrated and kept them."""
+    quantize_static(
+        str(path),
+        str(out),
+        None,
+        quant_format=QuantFormat.QDQ,
+        per_channel=scheme.per_channel,
+        reduce_range=scheme.reduce_range,
+        activation_type=TYPES[str(scheme.activation)],
+        weight_type=TYPES[str(scheme.weight)],
+        calibrate_method=CalibrationMethod.MinMax,
+        nodes_to_exclude=[*_activation_products(path), *keep_float],
+        extra_options={"ActivationSymmetric": scheme.activation == "int8"},
+        calibration_cache_path=ranges,
+    )
 
 
 def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
@@ -166,8 +210,9 @@ def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
     each activation gets a range that makes its scale a number of its own.
     """
     names, steps = float_tensors(path), 255 if scheme.activation == "uint8" else 127
-    tried = path.with_name("tried.onnx")
-    _write_static(path, tried, scheme, {name: (0.0, float(steps * i)) for i, name in enumerate(names, start=1)})
+    tried, ranges = path.with_name("tried.onnx"), path.with_name("tried.json")
+    _save_ranges({name: (0.0, float(steps * i)) for i, name in enumerate(names, start=1)}, ranges)
+    _write_static(path, tried, scheme, ranges)
     graph = onnx.load(str(tried)).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     scales = [tensors[node.input[1]] for node in graph.node if node.op_type == "QuantizeLinear"]
@@ -175,16 +220,43 @@ def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
     return [name for i, name in enumerate(names, start=1) if i in own]
 
 
-def _dynamic(path: Path, out: Path, scheme: Scheme) -> int:
+def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -> int:
     quantize_dynamic(
         str(path),
         str(out),
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+        nodes_to_exclude=[*keep_float, *(f"{name}_MatMul" for name in keep_float)],  # a Gemm is renamed so before
         per_channel=scheme.per_channel,
         reduce_range=scheme.reduce_range,
         weight_type=TYPES[str(scheme.weight)],
     )
     return 0
+
+
+def _hold_float(path: Path, names: Sequence[str]) -> None:
+    """Make ONNX Runtime compute some nodes in float where their neighbours are in integers.
+
+    When it opens a file, it puts the float weights of a Conv or Gemm between a DequantizeLinear and a QuantizeLinear,
+    with at most a Relu or Clip on the way, into int8 by itself, per tensor (`weight_bias_quantization.cc`). A Max with
+    the least float there changes no value and stops it.
+    """
+    model = onnx.load(str(path))
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    kept: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        source = made_by.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+        while source and source.op_type in ("Relu", "Clip"):
+            source = made_by.get(source.input[0])
+        if source and source.op_type in ("Conv", "ConvTranspose", "Gemm") and source.name in names:
+            held = f"{node.input[0]}_held"
+            kept.append(helper.make_node("Max", [node.input[0], LEAST], [held], name=f"{held}_in_float"))
+            node.input[0] = held
+        kept.append(node)
+    if len(kept) > len(model.graph.node):
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+        model.graph.initializer.append(numpy_helper.from_array(np.finfo(np.float32).min, LEAST))
+        save_model(model, path)
 
 
 def _to_float16(path: Path, out: Path) -> None:
@@ -194,9 +266,11 @@ def _to_float16(path: Path, out: Path) -> None:
     save_model(model, out)
 
 
-def _drop_stale_shapes(path: Path) -> None:
-    """Drop shape entries that name a weight: the dynamic quantiser trips over them after a dynamo export."""
+def _mend(path: Path) -> None:
+    """Name the nodes without a name; drop shape entries that name a weight, which the dynamic quantiser trips over."""
     model = onnx.load(str(path))
+    for i, node in enumerate(model.graph.node):
+        node.name = node.name or f"unnamed_{i}"
     weights = {tensor.name for tensor in model.graph.initializer}
     kept = [value for value in model.graph.value_info if value.name not in weights]
     del model.graph.value_info[:]
@@ -211,7 +285,7 @@ def _activation_products(path: Path) -> list[str]:
     return [node.name for node in graph.node if node.op_type == "MatMul" and not constant & set(node.input)]
 
 
-def _float_nodes(path: Path) -> list[str]:
+def float_nodes(path: Path) -> list[str]:
     """Names of the nodes with weights that compute in floating point: not fed by DequantizeLinear on both sides."""
     graph = onnx.load(str(path), load_external_data=False).graph
     floats = {t.name for t in graph.initializer if t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)}

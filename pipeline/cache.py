@@ -4,6 +4,7 @@ import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,18 @@ class Cache:
         with whole_folder(self.place(name, key)) as aside:
             yield aside, record
             write_json(aside / "record.json", record)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step before its turn: its folder's name, the hash of all that it depends on, and what of it is done."""
+
+    step: str
+    key: str
+    made: bool
+    judged: bool = True
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left of it."""
+        return self.made and self.judged

@@ -40,6 +40,7 @@ def model_card(title: str, recipe: dict[str, Any], steps: list[Entry], limits: l
         f"| task | {recipe['task']} |",
         f"| training data | {_name(data.get('train') or 'none')} |",
         *([f"| unlabelled training data | {_name(data['unlabelled'])} |"] if data.get("unlabelled") else []),
+        *([f"| number formats | {steps[-1].what} |"] if steps[-1].kind == "package" else []),
         f"| judged on | {judged.examples} examples of {judged.data} |",
         "",
         "## Measured after each step",

@@ -60,6 +60,14 @@ PerturbOption = Annotated[
     list[str] | None,
     typer.Option("--perturb", help="Judge on --eval made harder, too: noise, typos, …; give it once for each."),
 ]
+SearchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--search-time",
+        help="Where the gate is missed: how long to search for nodes to leave in float, for each target; 0: not. "
+        "Default: 10min.",
+    ),
+]
 LengthOption = Annotated[int | None, typer.Option("--max-length", help="Text only: tokens kept of an example.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command goes on where it was.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -137,6 +145,7 @@ def export(
     shifted: ShiftedOption = None,
     perturb: PerturbOption = None,
     max_length: LengthOption = None,
+    search_time: SearchOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -152,6 +161,8 @@ def export(
     )
     mapping["data"] |= {"calibrate": calibrate} | _judged_by(slices, shifted, perturb)
     mapping["targets"] = target
+    if search_time is not None:
+        mapping["search"] = {"time": search_time}
     if teacher:
         mapping["student"] = _student(checkpoint, weights)
     _walk(_build(mapping, {}), out, as_json)
@@ -177,6 +188,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML; `potstill init` writes one.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default: runs/<recipe's name>.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value: distill.epochs=5.")] = None,
+    search_time: SearchOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with its cost, and do nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -184,7 +196,8 @@ def run(
     from potstill.pipeline.recipe import load_recipe
     from potstill.pipeline.stages import STAGES
 
-    loaded = load_recipe(recipe, stage_types=STAGES, target_names=_target_names(), overrides=set_ or [])
+    overrides = [*(set_ or []), *([] if search_time is None else [f"search.time={search_time}"])]
+    loaded = load_recipe(recipe, stage_types=STAGES, target_names=_target_names(), overrides=overrides)
     _walk(loaded, out or Path("runs") / recipe.stem, as_json, dry_run=dry_run)
 
 
@@ -293,6 +306,7 @@ OPTIONS = {
     "data.perturb": "--perturb",
     "data.max_length": "--max-length",
     "gate.max_drop": "--max-drop",
+    "search": "--search-time",
     "student": "--student",
     "targets": "--target",
     "seed": "--seed",

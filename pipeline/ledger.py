@@ -146,14 +146,13 @@ def package_entry(
 
     Its verdict is the package's own, with the gate's limits on what was measured.
     """
-    verdict, made = package.verdict, package.quantized
+    verdict = package.verdict
     if gate and verdict:
         verdict = gate.with_costs(verdict, measurement.median_ms, measurement.peak_memory_mb, measurement.where.cpu)
-    left = f", {made.left_float} of {made.weighted} weighted nodes in float" if made.left_float else ""
     return Entry(
         name=package.target,
         kind="package",
-        what=made.scheme + (left if made.scheme != "float32" else ""),
+        what=package.formats(),
         verdict=verdict,
         parameters=parameters,
         size_bytes=package.model_bytes,

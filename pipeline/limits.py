@@ -1,4 +1,4 @@
-"""The limits of a recipe's gate, as text with units."""
+"""The limits of a recipe, as text with units: those of its gate and of its searches."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from potstill.validate.errors import InputError
 from potstill.validate.gate import Gate, Undecided
-from potstill.validate.units import PARSERS
+from potstill.validate.units import PARSERS, parse_quantity
 
 
 class GateSpec(BaseModel):
@@ -42,3 +42,34 @@ class GateSpec(BaseModel):
         given = {name: getattr(self, name) for name in PARSERS}
         limits = {name: PARSERS[name](text) for name, text in given.items() if text is not None}
         return Gate(undecided=self.undecided, **limits)
+
+
+DURATIONS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class SearchSpec(BaseModel):
+    """How long the nodes to leave in float may be searched for where the gate is missed, for each target; 0: not."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    time: str = "10min"
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _has_its_unit(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            return value  # a wrong type, which the field itself reports
+        try:
+            _seconds(str(value))
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return str(value).strip()
+
+    @property
+    def seconds(self) -> float:
+        """The time in seconds."""
+        return _seconds(self.time)
+
+
+def _seconds(text: str) -> float:
+    return 0.0 if text.strip() in ("0", "0s", "0min", "0h") else parse_quantity(text, DURATIONS)

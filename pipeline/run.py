@@ -4,7 +4,6 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,59 +13,25 @@ from rich.console import Console
 from potstill.compress.lesson import Lesson
 from potstill.compress.likeness import likeness_from_json
 from potstill.compress.student import Student
-from potstill.export.graph import Parity, export_graph
-from potstill.export.package import (
-    MANIFEST,
-    MODEL,
-    Order,
-    Package,
-    make_package,
-    open_package,
-    package_encoder,
-    read_package,
-    reseal,
-    write_reference,
-)
 from potstill.pipeline import lineage
-from potstill.pipeline.cache import WORK, Cache
-from potstill.pipeline.card import model_card
+from potstill.pipeline.cache import WORK, Cache, Planned
 from potstill.pipeline.deliverables import publish_student, stale
-from potstill.pipeline.judging import Judge, Judged, Subject, verdict_on
-from potstill.pipeline.ledger import Entry, Ledger, failure_in_words, package_entry
+from potstill.pipeline.judging import Judge, Subject, verdict_on
+from potstill.pipeline.ledger import Entry, Ledger, failure_in_words
 from potstill.pipeline.material import Material
+from potstill.pipeline.packing import Packing
 from potstill.pipeline.ranks import crew
 from potstill.pipeline.recipe import Recipe
 from potstill.pipeline.stages import STAGES, compared, in_words, settings_of
-from potstill.targets import local
-from potstill.targets.host import here
-from potstill.targets.measurement import Comparison, Measurement
-from potstill.targets.target import load_target
+from potstill.targets.measurement import Comparison
 from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
 from potstill.validate.files import read_json, size_bytes, write_json
-from potstill.validate.gate import Verdict
 from potstill.validate.predictor import TorchPredictor, best_device
-from potstill.validate.quantized import FakeQuantized
-from potstill.validate.scorecard import Scorecard
 from potstill.validate.task import Model
 
 OPSET = 20
 TRAINED = "trained.onnx"  # the graph that holds the integers of quantisation-aware training
-
-
-@dataclasses.dataclass(frozen=True)
-class Planned:
-    """A step before its turn: its folder's name, the hash of all that it depends on, and what of it is done."""
-
-    step: str
-    key: str
-    made: bool
-    judged: bool = True
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left of it."""
-        return self.made and self.judged
 
 
 class Run:
@@ -89,6 +54,7 @@ class Run:
         self.entries: list[Entry] = []
         self.made: list[dict[str, Any]] = []
         self.comparison: Comparison | None = None
+        self.packing = Packing(self)
 
     def plan(self) -> list[Planned]:
         """The steps in order, each with its key and whether it is done.
@@ -118,19 +84,7 @@ class Run:
             key = make(spec.name, previous=key, settings=settings_of(stage), train=train, seed=seed, others=others)
             steps.append(self._planned(f"{index + 2}-{spec.name}", key))
         if recipe.targets:
-            samples = material.samples.digest
-            key = make("graph", previous=key, opset=OPSET, samples=samples)
-            steps.append(Planned("graph", key, self.cache.done("graph", key)))
-            for name in recipe.targets:
-                target = load_target(name).model_dump(mode="json")
-                step_key = make("package", graph=key, target=target, seed=seed)
-                manifest = self.out / "packages" / target["id"] / MANIFEST
-                done = manifest.is_file() and read_json(manifest).get("key") == step_key
-                steps.append(
-                    Planned(f"packages/{target['id']}", step_key, done, self.judge.predicted(self._on_here(step_key)))
-                )
-            key = make("reference", teacher=teacher, opset=OPSET, samples=samples)
-            steps.append(Planned("reference", key, self.cache.done("reference", key)))
+            steps += self.packing.plan(key, teacher)
         return steps
 
     def _planned(self, step: str, key: str, whole: bool = True) -> Planned:
@@ -151,7 +105,8 @@ class Run:
             model = self._stage(f"{index + 2}-{spec.name}", spec.name, stage, model)
             publish_student(self.out, self.plain, self.entries, self.material.warnings)
         if self.recipe.targets:
-            self._packages(model)
+            self.comparison = self.packing(model)
+            self._stop_if_failed()
 
     def ledger(self) -> Ledger:
         """What is known so far."""
@@ -168,7 +123,7 @@ class Run:
         if not self.cache.done(step, key):
             with self.cache.making(step, key) as (_folder, record):
                 record |= {"size_bytes": teacher.parameters * 4, "seconds": 0.0}  # bytes of the weights as they run
-        self._say("teacher", name)
+        self.say("teacher", name)
         self._enter("teacher", "teacher", name, teacher, step)
         if self.gate:
             self.gate.check(self.entries[0].scorecard, has_classes=bool(self.material.cuts))
@@ -224,7 +179,7 @@ class Run:
         """A step's checkpoint, made now or taken from the cache; `make` gives what to record beside."""
         key = self.keys[step]
         if not self.cache.done(step, key):
-            self._say(name, what)
+            self.say(name, what)
             started = time.monotonic()
             with self.cache.making(step, key) as (folder, record):
                 model, beside = make()
@@ -235,7 +190,7 @@ class Run:
                 record["seconds"] = time.monotonic() - started
                 own = read_json(checkpoint / RECORD) if (checkpoint / RECORD).is_file() else {}
                 stage = {"name": name, "settings": settings, "seconds": record["seconds"]}
-                write_json(checkpoint / RECORD, own | self._lineage([*self.made, stage]))
+                write_json(checkpoint / RECORD, own | self.lineage([*self.made, stage]))
         self.made.append({"name": name, "settings": settings, "seconds": self._record(step)["seconds"]})
         return self.material.load(self.cache.place(step, key) / "checkpoint")
 
@@ -244,101 +199,9 @@ class Run:
         record: dict[str, Any] = read_json(self.cache.place(step, self.keys[step]) / "record.json")
         return record
 
-    def _packages(self, model: Model) -> None:
-        """A package for each target, all of them before a failed gate stops the run; then all timed in turn."""
-        graphs = self._graphs(model)
-        packages = [self._package(model, name, *graphs) for name in self.recipe.targets]
-        reference, threads = self._reference(), self.recipe.profile.threads or 1
-        self.comparison = self._measured(
-            "comparison",
-            ["reference", *(f"packages/{package.name}" for package in packages)],
-            Comparison,
-            lambda: local.compare([reference, *packages], runs=self.recipe.profile.runs, threads=threads),
-        )
-        self._stop_if_failed()
-
-    def _graphs(self, model: Model) -> tuple[Path, Parity, tuple[Path, Parity] | None]:
-        """The float32 graph, and after quantisation-aware training that with the trained integers; for all targets."""
-        key = self.keys["graph"]
-        if not self.cache.done("graph", key):
-            self._say("graph", f"torch to ONNX, opset {OPSET}, compared with torch")
-            with self.cache.making("graph", key) as (folder, record):
-                parity = export_graph(model.in_float(), self.material.samples, folder / MODEL, OPSET)
-                record["parity"] = dataclasses.asdict(parity)
-                if isinstance(model.module, FakeQuantized):
-                    trained = export_graph(model, self.material.samples, folder / TRAINED, OPSET)
-                    record["trained"] = dataclasses.asdict(trained)
-        place = self.cache.place("graph", key)
-        record = read_json(place / "record.json")
-        own = (place / TRAINED, Parity(**record["trained"])) if "trained" in record else None
-        return place / MODEL, Parity(**record["parity"]), own
-
-    def _package(
-        self, model: Model, name: str, graph: Path, parity: Parity, trained: tuple[Path, Parity] | None
-    ) -> Path:
-        """One target's package, judged and profiled; an entry of the ledger."""
-        target = load_target(name)
-        folder, key = self.out / "packages" / target.id, self.keys[f"packages/{target.id}"]
-        subject = Subject(
-            self._on_here(key), package_encoder(model.encode, target), lambda: open_package(folder, model, target)
-        )
-        if not (folder / MANIFEST).is_file() or read_json(folder / MANIFEST).get("key") != key:
-            self._say(target.id, target.title)
-            make_package(
-                folder,
-                model,
-                target,
-                Order(graph, parity, OPSET, self.recipe.seed, key, self._lineage(self.made), trained),
-                calibrate=self.material.measured,
-                golden=self.material.samples,
-                judge=lambda made, size: self._first_seal(replace(subject, open=lambda: made), size),
-                card=lambda package: self._package_card(package, model, self.judge(subject, self.last)),
-            )
-        found = self.judge(subject, after=self.last)
-        verdict = verdict_on(found, self.gate, read_package(folder).model_bytes)
-        package = reseal(
-            folder,
-            target,
-            found.scorecard,
-            verdict,
-            self.material.sources(),
-            lambda package: self._package_card(package, model, found),
-        )
-        self.material.check_calibration(package.quantized.calibration_examples)
-        settings = self.recipe.profile
-        measurement = self._measured(
-            target.id,
-            [f"packages/{target.id}"],
-            Measurement,
-            lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
-        )
-        place = folder.relative_to(self.out)
-        self.entries.append(package_entry(package, place, model.parameters, measurement, found, self.gate))
-        return folder
-
-    def _on_here(self, key: str) -> str:
-        """The key of a package as it runs on this machine: another one rounds otherwise, and is asked anew."""
-        host = here()
-        return self.cache.key("package on", package=key, arch=host.arch, cpu=host.cpu)
-
-    def _first_seal(self, subject: Subject, size_bytes: int) -> tuple[Scorecard, Verdict | None]:
-        """The scorecard of a package that was made just now, and the gate's verdict; nothing kept of another file."""
-        self.judge.forget(subject)
-        found = self.judge(subject, self.last)
-        return found.scorecard, verdict_on(found, self.gate, size_bytes)
-
-    def _reference(self) -> Path:
-        """The teacher's own float32 ONNX with golden inputs, to time the packages against."""
-        key = self.keys["reference"]
-        if not self.cache.done("reference", key):
-            self._say("reference", "the teacher's own ONNX, to time the packages against")
-            with self.cache.making("reference", key) as (folder, _record):
-                write_reference(folder / "teacher", self.material.teacher, self.material.samples, OPSET)
-        return self.cache.place("reference", key) / "teacher"
-
     # Measuring, judging and recording.
 
-    def _measured(self, name: str, steps: list[str], kind: Any, measure: Callable[[], Any]) -> Any:
+    def measured(self, name: str, steps: list[str], kind: Any, measure: Callable[[], Any]) -> Any:
         """A measurement of packages, taken again only when what made them, the settings or the machine changed."""
         key = self.cache.key(
             "measurement",
@@ -348,7 +211,7 @@ class Run:
             machine=lineage.machine(),
         )
         if not self.cache.done("measured", key):
-            self._say("profile", name)
+            self.say("profile", name)
             with self.cache.making("measured", key) as (_folder, record):
                 record["value"] = TypeAdapter(kind).dump_python(measure(), mode="json")
         record = read_json(self.cache.place("measured", key) / "record.json")
@@ -382,29 +245,16 @@ class Run:
                 self.material.warn(f"{', '.join(old)}: from an earlier run, and not passed by these limits.")
             raise GateFailed("; ".join(failure_in_words(entry, self.out) for entry in failed))
 
-    def _package_card(self, package: Package, model: Model, found: Judged) -> str:
-        self.material.check_calibration(package.quantized.calibration_examples)
-        entry = Entry(
-            name=package.target,
-            kind="package",
-            what=package.quantized.scheme,
-            verdict=package.verdict,
-            parameters=model.parameters,
-            size_bytes=package.model_bytes,
-            seconds=package.seconds,
-            folder="",
-            **vars(found),
-        )
-        limits = [*self.material.warnings, *([] if package.checked["as_target"] else [package.checked["note"]])]
-        steps = [step for step in self.entries if step.kind != "package"]
-        return model_card(f"Package for {package.target}", self.plain, [*steps, entry], limits)
-
-    def _lineage(self, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    def lineage(self, stages: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+        """Where a step's result comes from; without stages, those up to now."""
         checkpoint = self.material.teacher.checkpoint
         teacher = {"source": _short(checkpoint.source), "sha256": checkpoint.digest()}
-        return lineage.lineage(self.recipe.seed, teacher, self.material.sources(), stages)
+        return lineage.lineage(
+            self.recipe.seed, teacher, self.material.sources(), self.made if stages is None else stages
+        )
 
-    def _say(self, step: str, what: str) -> None:
+    def say(self, step: str, what: str) -> None:
+        """Tell which step it is."""
         self.console.print(f"[bold]{step}[/] [dim]{what}[/]", highlight=False)
 
 

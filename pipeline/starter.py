@@ -54,6 +54,7 @@ gate:
 
 targets:                         # potstill targets lists them
 $targets
+# search: {time: 10min}          # where a package misses the gate: to find nodes to leave in float; 0: not
 
 seed: 0
 """)

@@ -14,7 +14,7 @@ from torch import nn
 
 from potstill.export.calibrate import CALIBRATION_EXAMPLES, Reader, calibration_indices
 from potstill.export.graph import export_graph
-from potstill.export.quantize import as_trained, in_words, quantize, scheme_for
+from potstill.export.quantize import as_trained, in_words, prepare, quantize, scheme_for
 from potstill.targets.target import Scheme, load_target
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples, load_examples
@@ -90,6 +90,31 @@ def test_a_static_weight_is_rounded_as_numpy_rounds(convnet: tuple[Path, Model],
     expected = np.clip(np.rint(weight / scale[:, None, None, None]), -128, 127)
     assert (np.abs(found - expected) <= 1).all()
     assert (found == expected).mean() > 0.99
+
+
+def test_a_node_that_is_kept_in_float_runs_in_float(convnet: tuple[Path, Model], tmp_path: Path) -> None:
+    """ONNX Runtime would put its weights into int8 itself: seen in the graph that it makes of the file."""
+    path, model = convnet
+    prepare(path, tmp_path / "p.onnx")
+    names = [node.name for node in onnx.load(tmp_path / "p.onnx").graph.node if node.op_type == "Conv"]
+    made = quantize(path, tmp_path / "q.onnx", Scheme(**STATIC), images(64), model.encode, 0, keep_float=names[1:])
+    assert made.left_float == 1
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    onnxruntime.InferenceSession(tmp_path / "q.onnx", options)
+    found = counts(tmp_path / "optimized.onnx")
+    assert found["QLinearConv"] == 1
+    assert found.get("Conv", 0) + found.get("FusedConv", 0) == 1
+
+
+def test_ranges_that_are_kept_are_not_measured_again(convnet: tuple[Path, Model], tmp_path: Path) -> None:
+    path, model = convnet
+    kept, (first, second, other) = tmp_path / "ranges.json", (tmp_path / f"{i}.onnx" for i in range(3))
+    quantize(path, first, Scheme(**STATIC), images(64), model.encode, 0, ranges=kept)
+    quantize(path, second, Scheme(**STATIC), images(2), model.encode, 0, ranges=kept)  # of two images they would differ
+    quantize(path, other, Scheme(**STATIC), images(2), model.encode, 0)
+    assert first.read_bytes() == second.read_bytes() != other.read_bytes()
 
 
 def test_dynamic_format_of_a_transformer(bert: tuple[Path, Model], tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""What a search for nodes to leave in floating point tried, found and gave up."""
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from potstill.export.sensitivity import Sensitivity
+from potstill.validate.verdict import Outcome
+
+Ended = Literal["through", "out of time"]
+
+
+@dataclass(frozen=True)
+class Try:
+    """One set of nodes in float.
+
+    Attributes:
+        left_float: names of the weighted nodes in float.
+        int8_share: share of the weighted nodes' multiply-adds that are in integers.
+        distance: mean over held-out examples of how far the output is from the float model's; see `apart`.
+        size_bytes: of the model file.
+        seconds: that it took to make and measure.
+        difference: of the metric to the teacher's on the evaluation set; None where that was not asked.
+        low, high: its 95 % interval.
+        outcome: the gate's.
+        passed: whether the gate let it pass.
+    """
+
+    left_float: list[str]
+    int8_share: float
+    distance: float
+    size_bytes: int
+    seconds: float
+    difference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    outcome: Outcome | None = None
+    passed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found, what it gave up for it, and how.
+
+    Attributes:
+        ended: `through`, or `out of time` before that.
+        passed: whether what was kept holds the gate.
+        asked: a hash of the gate and of what it was asked on.
+        keep_float: names of all nodes in float, as `quantize` takes them; those without weights that lie between too.
+        left: the nodes with weights (embeddings too) in float of what was kept, the dearest first.
+        weighted: how many there are in all.
+        int8_share: share of their multiply-adds that are in integers.
+        nearest: the nearest limits that what was kept holds, where it misses the gate.
+        judged: how many sets the evaluation set was asked about, the plain one included.
+        held_out: how many examples measured the distance.
+        calibrated_too: whether these also gave the ranges, because there were no others.
+        seconds: that it took.
+        tries: in order, the plain one first.
+    """
+
+    ended: Ended
+    passed: bool
+    asked: str
+    keep_float: list[str]
+    left: list[Sensitivity]
+    weighted: int
+    int8_share: float
+    nearest: str | None
+    judged: int
+    held_out: int
+    calibrated_too: bool
+    seconds: float
+    tries: list[Try]
+
+    def in_words(self) -> str:
+        """One clause for a table."""
+        told = f"a search of {len(self.tries)} tries, {self.judged} of them judged"
+        late = "; it was out of time" if self.ended == "out of time" else ""
+        share = f"{self.int8_share:.0%} of multiply-adds in int8"
+        if self.passed:
+            return f"{share}, found by {told}{late}"
+        holds = f"; this holds {self.nearest}" if self.nearest else ""
+        return f"{share}, the best of {told}, none of which holds the gate{holds}{late}"

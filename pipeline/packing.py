@@ -1,0 +1,187 @@
+"""The packages of a run: the graph of its last model, a package for each target, and what they are timed against."""
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from potstill.export.graph import Parity, export_graph
+from potstill.export.package import (
+    MODEL,
+    Order,
+    Package,
+    make_package,
+    open_package,
+    package_encoder,
+    read_package,
+    reseal,
+    write_reference,
+)
+from potstill.pipeline import searching
+from potstill.pipeline.cache import Planned
+from potstill.pipeline.card import model_card
+from potstill.pipeline.judging import Judged, Subject, verdict_on
+from potstill.pipeline.ledger import Entry, package_entry
+from potstill.targets import local
+from potstill.targets.host import here
+from potstill.targets.measurement import Comparison, Measurement
+from potstill.targets.target import load_target
+from potstill.validate.files import read_json
+from potstill.validate.gate import Verdict
+from potstill.validate.predictor import OnnxPredictor
+from potstill.validate.quantized import FakeQuantized
+from potstill.validate.scorecard import Scorecard
+from potstill.validate.task import Model
+
+if TYPE_CHECKING:
+    from potstill.pipeline.run import Run
+
+OPSET = 20
+TRAINED = "trained.onnx"  # the graph that holds the integers of quantisation-aware training
+
+
+class Packing:
+    """The last steps of a run, with what the run has: its recipe, its folder, its judge."""
+
+    def __init__(self, run: "Run") -> None:
+        self.run = run
+
+    def plan(self, key: str, teacher: str) -> list[Planned]:
+        """The steps in order; `key` is of the last model, `teacher` the teacher's."""
+        make, cache, seed, steps = self.run.cache.key, self.run.cache, self.run.recipe.seed, list[Planned]()
+        samples = self.run.material.samples.digest
+        key = make("graph", previous=key, opset=OPSET, samples=samples)
+        steps.append(Planned("graph", key, cache.done("graph", key)))
+        for name in self.run.recipe.targets:
+            target = load_target(name).model_dump(mode="json")
+            step_key = make("package", graph=key, target=target, seed=seed)
+            folder = self.run.out / "packages" / target["id"]
+            done = searching.manifest_of(folder, step_key) is not None
+            judged = self.run.judge.predicted(searching.key_of(folder, step_key, self._on_here(step_key)))
+            steps.append(Planned(f"packages/{target['id']}", step_key, done, judged))
+        key = make("reference", teacher=teacher, opset=OPSET, samples=samples)
+        steps.append(Planned("reference", key, cache.done("reference", key)))
+        return steps
+
+    def __call__(self, model: Model) -> Comparison:
+        """A package for each target, all of them before a failed gate stops the run; then all timed in turn."""
+        graphs = self._graphs(model)
+        packages = [self._package(model, name, *graphs) for name in self.run.recipe.targets]
+        reference, threads = self._reference(), self.run.recipe.profile.threads or 1
+        found: Comparison = self.run.measured(
+            "comparison",
+            ["reference", *(f"packages/{package.name}" for package in packages)],
+            Comparison,
+            lambda: local.compare([reference, *packages], runs=self.run.recipe.profile.runs, threads=threads),
+        )
+        return found
+
+    def _graphs(self, model: Model) -> tuple[Path, Parity, tuple[Path, Parity] | None]:
+        """The float32 graph, and after quantisation-aware training that with the trained integers; for all targets."""
+        key = self.run.keys["graph"]
+        if not self.run.cache.done("graph", key):
+            self.run.say("graph", f"torch to ONNX, opset {OPSET}, compared with torch")
+            with self.run.cache.making("graph", key) as (folder, record):
+                parity = export_graph(model.in_float(), self.run.material.samples, folder / MODEL, OPSET)
+                record["parity"] = dataclasses.asdict(parity)
+                if isinstance(model.module, FakeQuantized):
+                    trained = export_graph(model, self.run.material.samples, folder / TRAINED, OPSET)
+                    record["trained"] = dataclasses.asdict(trained)
+        place = self.run.cache.place("graph", key)
+        record = read_json(place / "record.json")
+        own = (place / TRAINED, Parity(**record["trained"])) if "trained" in record else None
+        return place / MODEL, Parity(**record["parity"]), own
+
+    def _package(
+        self, model: Model, name: str, graph: Path, parity: Parity, trained: tuple[Path, Parity] | None
+    ) -> Path:
+        """One target's package, judged and profiled; an entry of the ledger."""
+        target = load_target(name)
+        step, folder = f"packages/{target.id}", self.run.out / "packages" / target.id
+        key, limits = self.run.keys[step], searching.limits(self.run.material, self.run.cache, self.run.keys[step])
+        subject = Subject(
+            self._on_here(key), package_encoder(model.encode, target), lambda: open_package(folder, model, target)
+        )
+
+        def judged(package: Package) -> Judged:
+            return self.run.judge(searching.known_by(subject, package), after=self.run.last)
+
+        def verdict() -> Verdict | None:
+            package = read_package(folder)
+            return verdict_on(judged(package), self.run.gate, package.model_bytes)
+
+        def judge(made: OnnxPredictor, size: int, left: tuple[str, ...]) -> tuple[Scorecard, Verdict | None]:
+            tried = replace(subject, key=searching.key_with(subject.key, left), open=lambda: made)
+            return self._first_seal(tried, size)
+
+        if searching.to_be_made(folder, key, limits, verdict):
+            self.run.say(target.id, target.title)
+            make_package(
+                folder,
+                model,
+                target,
+                Order(graph, parity, OPSET, self.run.recipe.seed, key, self.run.lineage(), trained, limits),
+                calibrate=self.run.material.measured,
+                golden=self.run.material.samples,
+                judge=judge,
+                card=lambda package: self._card(package, model, judged(package)),
+            )
+        made = read_package(folder)
+        found = judged(made)
+        self.run.keys[step] = searching.known_by(subject, made).key
+        package = reseal(
+            folder,
+            target,
+            found.scorecard,
+            verdict_on(found, self.run.gate, made.model_bytes),
+            self.run.material.sources(),
+            lambda package: self._card(package, model, found),
+        )
+        self.run.material.check_calibration(package.quantized.calibration_examples)
+        settings = self.run.recipe.profile
+        measurement = self.run.measured(
+            target.id,
+            [f"packages/{target.id}"],
+            Measurement,
+            lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
+        )
+        place = folder.relative_to(self.run.out)
+        self.run.entries.append(package_entry(package, place, model.parameters, measurement, found, self.run.gate))
+        return folder
+
+    def _on_here(self, key: str) -> str:
+        """The key of a package as it runs on this machine: another one rounds otherwise, and is asked anew."""
+        host = here()
+        return self.run.cache.key("package on", package=key, arch=host.arch, cpu=host.cpu)
+
+    def _first_seal(self, subject: Subject, size_bytes: int) -> tuple[Scorecard, Verdict | None]:
+        """The scorecard of a package that was made just now, and the gate's verdict; nothing kept of another file."""
+        self.run.judge.forget(subject)
+        found = self.run.judge(subject, self.run.last)
+        return found.scorecard, verdict_on(found, self.run.gate, size_bytes)
+
+    def _reference(self) -> Path:
+        """The teacher's own float32 ONNX with golden inputs, to time the packages against."""
+        key = self.run.keys["reference"]
+        if not self.run.cache.done("reference", key):
+            self.run.say("reference", "the teacher's own ONNX, to time the packages against")
+            with self.run.cache.making("reference", key) as (folder, _record):
+                write_reference(folder / "teacher", self.run.material.teacher, self.run.material.samples, OPSET)
+        return self.run.cache.place("reference", key) / "teacher"
+
+    def _card(self, package: Package, model: Model, found: Judged) -> str:
+        self.run.material.check_calibration(package.quantized.calibration_examples)
+        entry = Entry(
+            name=package.target,
+            kind="package",
+            what=package.formats(),
+            verdict=package.verdict,
+            parameters=model.parameters,
+            size_bytes=package.model_bytes,
+            seconds=package.seconds,
+            folder="",
+            **vars(found),
+        )
+        limits = [*self.run.material.warnings, *([] if package.checked["as_target"] else [package.checked["note"]])]
+        steps = [step for step in self.run.entries if step.kind != "package"]
+        return model_card(f"Package for {package.target}", self.run.plain, [*steps, entry], limits)

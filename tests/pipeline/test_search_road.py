@@ -1,0 +1,132 @@
+"""The search for nodes to leave in float, in whole runs: what it makes, keeps, says and does not do again."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from potstill.pipeline.cli import call
+from potstill.validate.files import sha256_file
+
+TARGET = "laptop-x86-vnni"
+FACTORY = '''
+import torch
+from torch import nn
+
+def net():
+    """Pictures (B, 3, 12, 12) to logits (B, 4); the third convolution has large weights for a channel that is zero."""
+    torch.manual_seed(0)
+    core = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(), nn.Conv2d(16, 24, 1), nn.ReLU(),
+        nn.Conv2d(24, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    )
+    with torch.no_grad():
+        for layer in core:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+        core[2].weight[0], core[2].bias[0] = 0, -1
+        core[4].weight[:, 0] = 60
+    return core
+'''
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An export with a gate that the plain int8 misses."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "spoiled_net.py").write_text(FACTORY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        import spoiled_net  # type: ignore[import-not-found]
+
+        model = spoiled_net.net().eval()
+        save_file(model.state_dict(), folder / "net.safetensors")
+        random = np.random.default_rng(0)
+        for name, n in (("calibrate", 400), ("eval", 400)):
+            x = random.normal(size=(n, 3, 12, 12)).astype(np.float32)
+            with torch.inference_mode():
+                y = model(torch.from_numpy(x)).argmax(1).numpy()
+            np.savez(folder / f"{name}.npz", x=x, y=y)
+        assert export(folder, "out", "5pp") == 0
+        yield folder
+
+
+def export(folder: Path, out: str, limit: str, *more: str) -> int:
+    weights = ["--weights", str(folder / "net.safetensors"), "--target", TARGET, "--out", str(folder / out)]
+    data = ["--calibrate", str(folder / "calibrate.npz"), "--eval", str(folder / "eval.npz"), "--max-drop", limit]
+    return call(["export", "spoiled_net:net", *weights, *data, *more])
+
+
+def package(folder: Path, out: str = "out") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / out / "packages" / TARGET / "manifest.json").read_text())
+    return found
+
+
+def entry(folder: Path, out: str = "out") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / out / "ledger.json").read_text())["entries"][-1]
+    return found
+
+
+def test_the_search_passes_and_says_what_it_gave_up(run: Path) -> None:
+    manifest = package(run)
+    search = manifest["search"]
+    assert search["passed"]
+    assert "4" in [one["module"] for one in search["left"]]
+    assert 0.5 < search["int8_share"] < 1
+    assert manifest["quantization"]["left_float"] == len(search["left"])
+    assert search["tries"][0]["passed"] is False
+    assert manifest["scorecard"]["difference"] >= -0.05 > search["tries"][0]["difference"]
+    words = entry(run)["what"]
+    assert f"{len(search['left'])} of 5 weighted nodes in float" in words
+    assert f"{search['int8_share']:.0%} of multiply-adds in int8, found by a search of" in words
+    assert f"{search['int8_share']:.0%} of multiply-adds in int8" in (run / "out" / "report.html").read_text()
+    card = (run / "out" / "packages" / TARGET / "README.md").read_text()
+    assert f"{search['int8_share']:.0%} of multiply-adds in int8" in card
+
+
+def test_the_scorecard_is_that_of_the_file(run: Path) -> None:
+    """Each try is predicted on its own: the one that is kept is not read under another's key."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(run / "out" / "packages" / TARGET / "model.onnx")
+    data = np.load(run / "eval.npz")
+    said = np.concatenate([session.run(None, {"x": data["x"][i : i + 1]})[0] for i in range(400)]).argmax(1)
+    assert package(run)["scorecard"]["value"] == entry(run)["scorecard"]["value"] == (said == data["y"]).mean()
+
+
+def test_a_second_run_searches_nothing_again(run: Path) -> None:
+    model = run / "out" / "packages" / TARGET / "model.onnx"
+    before = {path: path.stat().st_mtime_ns for path in [model, *(run / "out" / "stages").rglob("*.json")]}
+    assert export(run, "out", "5pp") == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_gate_searches_anew_with_the_tries_that_are_kept(run: Path) -> None:
+    first, tries = package(run)["search"], sorted((run / "out" / "stages").glob(".work-search-*/try-*"))
+    assert export(run, "out", "90pp") == 0
+    assert package(run)["search"] is None
+    assert package(run)["quantization"]["left_float"] == 0
+    assert export(run, "out", "5pp") == 0
+    again = package(run)["search"]
+    assert again["keep_float"] == first["keep_float"]
+    assert sorted((run / "out" / "stages").glob(".work-search-*/try-*")) == tries
+
+
+def test_without_time_nothing_is_searched(run: Path) -> None:
+    assert export(run, "off", "5pp", "--search-time", "0") == 3
+    assert package(run, "off")["search"] is None
+    assert package(run, "off")["verdict"]["passed"] is False
+    plain = sha256_file(run / "off" / "packages" / TARGET / "model.onnx")
+    assert export(run, "off", "5pp") == 0
+    assert sha256_file(run / "off" / "packages" / TARGET / "model.onnx") != plain
+
+
+@pytest.mark.parametrize("time", ["10", "fast", "-1s"])
+def test_a_time_needs_its_unit(run: Path, time: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(run, "bad", "5pp", "--search-time", time) == 2
+    assert "--search-time" in capsys.readouterr().err

@@ -14,9 +14,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
+from potstill.export.adopt import adopted
+from potstill.export.untraced import why_not
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder
-from potstill.validate.errors import InputError, PotstillError, told
+from potstill.validate.errors import InputError, PotstillError
+from potstill.validate.onnx_file import OnnxModule
 from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.task import LogitsOf, Model
@@ -46,7 +49,8 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
 
     By `torch.onnx.export(dynamo=True)`; traced with two examples. Names of files and source lines of this
     machine, which the exporter leaves in the graph, are removed. Weights past 2 GB go to `<name>.data`. The graph is
-    float32; that of a model with fake quantisation holds its integers (QDQ).
+    float32; that of a model with fake quantisation holds its integers (QDQ). An ONNX file's own graph is taken,
+    and compared with the file.
 
     Args:
         model: what to export.
@@ -58,6 +62,10 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
         InputError: the model has an operator or control flow that cannot be exported; the message names it.
         PotstillError: torch and ONNX Runtime disagree.
     """
+    if isinstance(model.module, OnnxModule):
+        save_model(adopted(model.module, model.encode, examples.rows([0, 1]), opset), path)
+        _tidy(path)
+        return check_parity(model, path, examples)
     model.module.cpu().eval()
     inputs = tuple(model.batch(examples.rows([0, 1]), torch.device("cpu")))
     recurrent = any(isinstance(part, torch.nn.RNNBase) for part in model.module.modules())
@@ -67,8 +75,7 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
             warnings.simplefilter("ignore")
             (_scripted if recurrent else _exported)(model, inputs, path, opset)
     except torch.onnx.errors.OnnxExporterError as error:
-        cause = error.__cause__ or error
-        raise InputError(f"{model.checkpoint} cannot be exported to ONNX: {told(cause, lines=3)}") from error
+        raise InputError(f"{model.checkpoint} cannot be exported to ONNX: {why_not(model.core, error)}") from error
     _tidy(path)
     _check_axes(model, path)
     return check_parity(model, path, examples)
@@ -150,7 +157,8 @@ def check_parity(model: Model, path: Path, examples: Examples, most: int = 16) -
     session = OnnxPredictor(path, model.encode, path.name)
     worst, largest = 0.0, 1.0
     count = min(most, len(examples))
-    for indices in [*([i] for i in range(count)), list(range(count))]:
+    alone = isinstance(model.module, OnnxModule) and model.module.one_by_one
+    for indices in [*([i] for i in range(count)), *([] if alone else [list(range(count))])]:
         rows = examples.rows(indices)
         with torch.inference_mode():
             ours: NDArray[np.float32] = model.module(*model.batch(rows, torch.device("cpu"))).numpy()
@@ -158,9 +166,10 @@ def check_parity(model: Model, path: Path, examples: Examples, most: int = 16) -
         largest = max(largest, float(np.abs(ours).max()))
     share = QDQ_PARITY if isinstance(model.module, FakeQuantized) else PARITY
     parity = Parity(worst, share * largest, count)
+    source = "the file" if isinstance(model.module, OnnxModule) else "torch"
     if not worst <= parity.tolerance:
         raise PotstillError(
-            f"the ONNX graph of {model.checkpoint} does not compute what torch does: a logit differs by "
+            f"the ONNX graph of {model.checkpoint} does not compute what {source} does: a logit differs by "
             f"{worst:.2g} on {count} examples, allowed is {parity.tolerance:.2g}; nothing was written"
         )
     return parity

@@ -18,6 +18,7 @@ from potstill.export.search_record import Search
 from potstill.targets.host import here, runs_here
 from potstill.targets.request import GOLDEN_FORMAT
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
+from potstill.validate.checkpoint import LABELS
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder, TextEncoder
 from potstill.validate.errors import InputError
@@ -290,7 +291,7 @@ def _write_sources(folder: Path, model: Model) -> None:
         core.config.save_pretrained(folder)
         _open_in_older(folder)
     else:
-        write_json(folder / "labels.json", list(model.labels))
+        write_json(folder / LABELS, list(model.labels))
 
 
 def _open_in_older(folder: Path) -> None:

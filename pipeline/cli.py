@@ -126,13 +126,22 @@ def compress(
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Folder, hub name, or package.module:factory with --weights.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Folder, hub name, package.module:factory with --weights, or an ONNX file in float32.")
+    ],
     target: Annotated[list[str], typer.Option("--target", help="Name of a target; give it once for each.")],
     calibrate: Annotated[str, typer.Option("--calibrate", help="Examples for activation ranges; not those of --eval.")],
     eval_: EvalOption,
     out: OutOption,
     task: Annotated[str | None, typer.Option("--task", help="Default: read from the checkpoint.")] = None,
     weights: WeightsOption = None,
+    preprocessing: Annotated[
+        Path | None,
+        typer.Option(
+            "--preprocessing",
+            help="For an ONNX file: folder of its config and tokenizer or processor; default: its own.",
+        ),
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="Whom to judge against; default: the checkpoint.")
     ] = None,
@@ -149,16 +158,17 @@ def export(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a checkpoint into one ONNX package for each target, judged as ONNX Runtime runs it."""
+    """Turn a checkpoint or an ONNX file into one package for each target, judged as ONNX Runtime runs it."""
     from potstill.pipeline.starter import task_of
     from potstill.validate.checkpoint import Checkpoint
 
     if teacher_weights and not teacher:
         raise InputError("--teacher-weights are weights for --teacher package.module:factory; say which")
     judge = (teacher, teacher_weights) if teacher else (checkpoint, weights)
-    mapping = _mapping(
-        task or task_of(Checkpoint(checkpoint, weights)), judge[0], judge[1], eval_, columns, max_length, max_drop, seed
-    )
+    task = task or task_of(Checkpoint(checkpoint, weights, preprocessing))
+    mapping = _mapping(task, judge[0], judge[1], eval_, columns, max_length, max_drop, seed)
+    if preprocessing:
+        mapping["teacher"]["preprocessing"] = str(preprocessing)
     mapping["data"] |= {"calibrate": calibrate} | _judged_by(slices, shifted, perturb)
     mapping["targets"] = target
     if search_time is not None:
@@ -297,6 +307,7 @@ OPTIONS = {
     "task": "--task",
     "teacher": "TEACHER",
     "teacher.weights": "--weights",
+    "teacher.preprocessing": "--preprocessing",
     "data.train": "--train",
     "data.eval": "--eval",
     "data.calibrate": "--calibrate",

@@ -139,7 +139,7 @@ def _what(run: Run, step: str) -> str:
     return {
         "0-teacher": "predict the evaluation set",
         "1-student": "make and judge the student",
-        "graph": "torch to ONNX, compared with torch",
+        "graph": "the float32 ONNX graph, compared with the model",
         "reference": "the teacher's own ONNX; time all in turn",
     }.get(step, "quantise, judge in ONNX Runtime, profile")
 

@@ -20,6 +20,7 @@ from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
 from potstill.validate.coverage import outside
 from potstill.validate.data import IGNORED, Examples, check_not_empty, join, load_columns
+from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.files import read_json
 from potstill.validate.leaks import Leak, leak, leaks_from_json, leaks_to_json, shared
@@ -61,7 +62,7 @@ class Material:
         """The teacher."""
         spec = self.recipe.teacher
         torch.manual_seed(self.recipe.seed)  # for a factory without weights
-        return self.task.load(Checkpoint(spec.checkpoint, spec.weights), **self.options)
+        return self.task.load(Checkpoint(spec.checkpoint, spec.weights, spec.preprocessing), **self.options)
 
     @cached_property
     def other_teachers(self) -> tuple[Model, ...]:
@@ -92,6 +93,7 @@ class Material:
             raw = self.task.examples(data.shifted, data.columns, judging=True)
             check_not_empty(raw)
             found[SHIFTED] = self.task.checked(raw, self.teacher.labels, judging=True)
+            self._check_form(SHIFTED, found[SHIFTED])
             both = len(shared(found[SHIFTED], self.eval))
             if both == len(found[SHIFTED]):
                 raise InputError("all examples of data.shifted are in data.eval too; give examples of another kind")
@@ -165,9 +167,22 @@ class Material:
             )
         if both:
             self.warn(f"{both} of the {len(self.eval)} evaluation examples are in data.{key} too.")
+        self._check_form(key, examples)
         if len(examples) < 2:
             raise InputError(f"data.{key} ({examples.name}) holds {len(examples)} examples; at least 2 are needed")
         return examples
+
+    def _check_form(self, key: str, examples: Examples) -> None:
+        """Refuse arrays of another shape or type than those that judge: a graph is made for one."""
+        encode = self.teacher.encode
+        if not isinstance(encode, ArrayEncoder) or not len(examples):
+            return
+        (mine,), (judging,) = (encode(one.rows([0])).values() for one in (examples, self.eval))
+        if (mine.shape[1:], mine.dtype) != (judging.shape[1:], judging.dtype):
+            raise InputError(
+                f"data.{key} ({examples.name}) holds x as {mine.dtype} {mine.shape[1:]} for each example, and data.eval "
+                f"({self.eval.name}) as {judging.dtype} {judging.shape[1:]}; give both alike"
+            )
 
     def sources(self) -> dict[str, dict[str, Any]]:
         """What each set of examples is: its name, hash and length."""

@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
+
 from potstill.export.graph import Parity, export_graph
 from potstill.export.package import (
     MODEL,
@@ -28,6 +30,7 @@ from potstill.targets.measurement import Comparison, Measurement
 from potstill.targets.target import load_target
 from potstill.validate.files import read_json
 from potstill.validate.gate import Verdict
+from potstill.validate.onnx_file import OnnxModule, opset_of
 from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.scorecard import Scorecard
@@ -80,7 +83,9 @@ class Packing:
         """The float32 graph, and after quantisation-aware training that with the trained integers; for all targets."""
         key = self.run.keys["graph"]
         if not self.run.cache.done("graph", key):
-            self.run.say("graph", f"torch to ONNX, opset {OPSET}, compared with torch")
+            taken = isinstance(model.module, OnnxModule)
+            how = "the file's own, compared with it" if taken else f"torch to ONNX, opset {OPSET}, compared with torch"
+            self.run.say("graph", how)
             with self.run.cache.making("graph", key) as (folder, record):
                 parity = export_graph(model.in_float(), self.run.material.samples, folder / MODEL, OPSET)
                 record["parity"] = dataclasses.asdict(parity)
@@ -120,7 +125,16 @@ class Packing:
                 folder,
                 model,
                 target,
-                Order(graph, parity, OPSET, self.run.recipe.seed, key, self.run.lineage(), trained, limits),
+                Order(
+                    graph,
+                    parity,
+                    opset_of(onnx.load(str(graph), load_external_data=False)),
+                    self.run.recipe.seed,
+                    key,
+                    self.run.lineage(),
+                    trained,
+                    limits,
+                ),
                 calibrate=self.run.material.measured,
                 golden=self.run.material.samples,
                 judge=judge,

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from potstill.compress.settings import StudentSettings
 from potstill.pipeline import yaml_lines
 from potstill.pipeline.limits import GateSpec, SearchSpec
+from potstill.pipeline.sources import OtherTeacherSpec, TeacherSpec, Text
 from potstill.pipeline.yaml_lines import Place, Problem, check, close_to, dotted, in_words, parse
-from potstill.validate.checkpoint import is_factory
+from potstill.validate.checkpoint import is_factory, onnx_file
 from potstill.validate.data import READERS, split_key
 from potstill.validate.errors import InputError, did_you_mean
 
@@ -40,31 +41,11 @@ TaskWord = Literal[
 ]
 OF_CLASSES = ("text-classification", "image-classification", "audio-classification", "module")
 OF_TEXT = ("text-classification", "token-classification", "question-answering", "feature-extraction")
-Text = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CheckpointSpec(_Model):
-    """A folder that transformers opens, a hub name, or `package.module:factory` with its weights."""
-
-    checkpoint: Text
-    weights: Path | None = None
-
-    @model_validator(mode="after")
-    def _weights_need_a_factory(self) -> "CheckpointSpec":
-        if self.weights and not is_factory(self.checkpoint):
-            raise ValueError(f"weights go with package.module:factory only; the checkpoint is {self.checkpoint!r}")
-        return self
-
-
-class OtherTeacherSpec(CheckpointSpec):
-    """A further teacher over the same classes; the first one has the weight 1."""
-
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
 
 
 class DataSpec(_Model):
@@ -109,7 +90,7 @@ class Recipe(_Model):
     """A recipe that passed every check; the paths that were found are absolute."""
 
     task: TaskWord
-    teacher: CheckpointSpec
+    teacher: TeacherSpec
     other_teachers: tuple[OtherTeacherSpec, ...] = ()
     teacher_outputs: Path | None = None
     data: DataSpec
@@ -318,9 +299,10 @@ class _Draft:
         for owner in ("teacher", "other_teachers", "student"):
             for path, section, value in self._texts(owner, "checkpoint"):
                 if not is_factory(value):
-                    section["checkpoint"] = self._resolve(path, value, must_exist=not _may_be_hub_name(value))
-            for path, section, value in self._texts(owner, "weights"):
-                section["weights"] = self._resolve(path, value, must_exist=True)
+                    local = value.endswith(".onnx") or not _may_be_hub_name(value)
+                    section["checkpoint"] = self._resolve(path, value, must_exist=local)
+            for path, section, value in self._texts(owner, "weights", "preprocessing"):
+                section[str(path[-1])] = self._resolve(path, value, must_exist=True)
         for path, section, value in self._texts("data", "train", "unlabelled", "eval", "shifted", "calibrate"):
             file, key = split_key(value)
             looks_local = file.endswith(DATA_SUFFIXES) or bool(re.search(r"/[^/]*\.[A-Za-z]\w*$", file))
@@ -370,6 +352,7 @@ class _Draft:
     def _check_together(self) -> None:
         """The rules that join two parts of a recipe."""
         data, task = self._part("data", dict), self.data.get("task")
+        self._check_onnx()
         gate = self.data.get("gate")
         for name in ("max_size", "max_latency", "max_memory"):
             if isinstance(gate, dict) and name in gate and not self.data.get("targets"):
@@ -384,6 +367,19 @@ class _Draft:
             self._report(("data", "max_length"), f"for text only; the task is {task}")
         if data.get("max_seconds") is not None and task in get_args(TaskWord) and task != "audio-classification":
             self._report(("data", "max_seconds"), f"for sounds only; the task is {task}")
+
+    def _check_onnx(self) -> None:
+        """An ONNX file can be packaged, and that alone."""
+        for owner in ("teacher", "other_teachers", "student"):
+            for path, _, value in self._texts(owner, "checkpoint"):
+                if is_factory(value) or not onnx_file(value):
+                    continue
+                if owner != "teacher":
+                    self._report(path, f"{value!r} is an ONNX file, which is judged against itself; give a checkpoint")
+                elif self.data.get("stages") or self.data.get("student"):
+                    self._report(
+                        path, f"{value!r} is an ONNX file; distillation, pruning and students need a checkpoint"
+                    )
 
 
 def _may_be_hub_name(text: str) -> bool:

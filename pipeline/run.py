@@ -27,6 +27,7 @@ from potstill.targets.measurement import Comparison
 from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
 from potstill.validate.files import read_json, size_bytes, write_json
+from potstill.validate.onnx_file import OnnxModule
 from potstill.validate.predictor import TorchPredictor, best_device
 from potstill.validate.task import Model
 
@@ -123,7 +124,7 @@ class Run:
         if not self.cache.done(step, key):
             with self.cache.making(step, key) as (_folder, record):
                 record |= {"size_bytes": teacher.parameters * 4, "seconds": 0.0}  # bytes of the weights as they run
-        self.say("teacher", name)
+        self.say("teacher", f"{name}: {teacher.core.in_words()}" if isinstance(teacher.core, OnnxModule) else name)
         self._enter("teacher", "teacher", name, teacher, step)
         if self.gate:
             self.gate.check(self.entries[0].scorecard, has_classes=bool(self.material.cuts))

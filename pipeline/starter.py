@@ -79,6 +79,10 @@ def write_recipe(
     if out.exists():
         raise InputError(f"{out} is there already; give another --out")
     checkpoint = Checkpoint(teacher, weights)
+    if checkpoint.onnx:
+        raise InputError(
+            f"{teacher} is an ONNX file; a recipe that distils needs a checkpoint. Try: potstill export {teacher}"
+        )
     task = task or task_of(checkpoint)
     pairs = parse_pairs(columns, as_text=True) if columns else {}
     text = RECIPE.substitute(
@@ -105,12 +109,14 @@ def write_recipe(
 
 def task_of(checkpoint: Checkpoint) -> str:
     """The task that a checkpoint's architecture was made for."""
-    if checkpoint.is_factory:
+    alone = checkpoint.onnx and not (checkpoint.beside_onnx / "config.json").is_file()
+    if checkpoint.is_factory or alone:
         return "module"
     from transformers import AutoConfig
 
+    folder = str(checkpoint.beside_onnx) if checkpoint.onnx else open_folder(checkpoint)
     with reading_weights(checkpoint):
-        config = AutoConfig.from_pretrained(open_folder(checkpoint), trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     names = config.architectures or [""]
     for ending, task in TASK_OF.items():
         if names[0].endswith(ending):

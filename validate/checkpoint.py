@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.validate.errors import InputError, Unreachable, told
 from potstill.validate.files import read_json, sha256_file, sha256_folder, sha256_json
+from potstill.validate.finite import check_finite
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RECORD = "potstill.json"
 WEIGHTS = "model.safetensors"
+ONNX = "model.onnx"
+LABELS = "labels.json"  # names the classes of a module's ONNX file
 RESHAPED = "reshaped"  # in the record: see validate/reshape.py
+SMALL = (".json", ".txt", ".model", ".jinja")  # suffixes of what transformers writes beside weights
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*")
 
 
@@ -32,21 +36,33 @@ def is_factory(source: str) -> bool:
     return _FACTORY.fullmatch(source) is not None
 
 
+def onnx_file(source: str) -> Path | None:
+    """The ONNX file that a source is: a file of that suffix, or `model.onnx` in a folder without other weights."""
+    path = Path(source).expanduser()
+    if path.suffix == ".onnx" and not path.is_dir():
+        return path
+    weights = ("*.safetensors", "*.bin")
+    found = (path / ONNX).is_file() and not any(one for pattern in weights for one in path.glob(pattern))
+    return path / ONNX if found else None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where a model comes from.
 
     Attributes:
-        source: a folder, a hub name, or `package.module:factory`.
+        source: a folder, a hub name, `package.module:factory`, or an ONNX file.
         weights: for a factory, a `.safetensors` file or a PyTorch file of plain tensors. None leaves the
             factory's own initial weights.
+        preprocessing: for an ONNX file, the folder with its config and its tokenizer or processor; None: its own.
     """
 
     source: str
     weights: Path | None = None
+    preprocessing: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse weights without a factory, and files that are not there."""
+        """Refuse weights without a factory, preprocessing without an ONNX file, and files that are not there."""
         if self.weights and not self.is_factory:
             raise InputError(
                 f"weights {self.weights} were given for {self.source!r}, which is not a factory; "
@@ -54,6 +70,13 @@ class Checkpoint:
             )
         if self.weights and not self.weights.is_file():
             raise InputError(f"no such weights file: {self.weights}")
+        if self.preprocessing and not self.onnx:
+            raise InputError(
+                f"the preprocessing {self.preprocessing} was given for {self.source!r}, which is no ONNX file; "
+                "a checkpoint brings its own"
+            )
+        if self.preprocessing and not self.preprocessing.is_dir():
+            raise InputError(f"no such folder: {self.preprocessing}")
 
     def __str__(self) -> str:
         return self.source + (f" ({self.weights.name})" if self.weights else "")
@@ -64,6 +87,17 @@ class Checkpoint:
         return is_factory(self.source)
 
     @property
+    def onnx(self) -> Path | None:
+        """The ONNX file; None for what is none."""
+        return None if self.is_factory else onnx_file(self.source)
+
+    @property
+    def beside_onnx(self) -> Path:
+        """The folder with the config, and the tokenizer or processor, of an ONNX file."""
+        assert self.onnx
+        return self.preprocessing or self.onnx.parent
+
+    @property
     def folder(self) -> Path | None:
         """The local folder, or None for a factory or a hub name."""
         path = Path(self.source).expanduser()
@@ -72,8 +106,14 @@ class Checkpoint:
     def digest(self) -> str:
         """SHA-256 of the content: a folder's files; a factory's weights, their shapes and its code; else the name.
 
-        What a factory's file imports is not seen.
+        What a factory's file imports is not seen. Of an ONNX file: it, its weights beside it, and the small files that
+        say how it is fed.
         """
+        if self.onnx:
+            from potstill.validate.onnx_file import files_of
+
+            said = [path for path in self.beside_onnx.iterdir() if path.suffix in SMALL]
+            return sha256_json([[path.name, sha256_file(path)] for path in [*files_of(self.onnx), *sorted(said)]])
         if self.is_factory:
             code = inspect.getsourcefile(_imported(self))
             files = [sha256_file(Path(path)) if path else None for path in (self.weights, code)]
@@ -97,7 +137,7 @@ def open_folder(checkpoint: Checkpoint) -> str:
     """
     folder, source = checkpoint.folder, checkpoint.source
     if folder is None:
-        if source.startswith((".", "/", "~")) or Path(source).suffix in {".onnx", ".safetensors", ".bin", ".pt", ".th"}:
+        if source.startswith((".", "/", "~")) or Path(source).suffix in {".safetensors", ".bin", ".pt", ".th"}:
             raise InputError(f"no such checkpoint folder: {source}; expected a folder with config.json and weights")
         return source
     record = beside(folder / WEIGHTS)
@@ -160,7 +200,15 @@ def build_module(checkpoint: Checkpoint) -> "nn.Module":
         raise InputError(f"{checkpoint.source} returned {type(module).__name__}, expected a torch.nn.Module")
     if checkpoint.weights:
         _load_weights(module, checkpoint)
+    check_finite(checkpoint.weights.name if checkpoint.weights else str(checkpoint), floats_of(module))
     return module.eval()
+
+
+def floats_of(module: "nn.Module") -> Iterator[tuple[str, Any]]:
+    """The floating-point entries of a module's state, as arrays, by name."""
+    for name, tensor in module.state_dict().items():
+        if tensor.is_floating_point():
+            yield name, tensor.float().numpy(force=True)
 
 
 def _imported(checkpoint: Checkpoint) -> ModuleType:
@@ -199,9 +247,6 @@ def _load_weights(module: "nn.Module", checkpoint: Checkpoint) -> None:
             f"{checkpoint.weights.name} does not fit {checkpoint.source}: {len(missing)} parameters are missing "
             f"({some(missing)}) and {len(unexpected)} are foreign ({some(unexpected)})"
         )
-    for key, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{checkpoint.weights.name} holds values that are not finite in {key!r}")
 
 
 def _plain_tensors(loaded: Any, checkpoint: Checkpoint) -> "dict[str, Tensor]":

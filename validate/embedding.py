@@ -66,7 +66,7 @@ class FeatureExtraction(OfText):
         Raises:
             InputError: it is a sentence-transformers checkpoint that pools otherwise than by the mean.
         """
-        if not checkpoint.is_factory:
+        if not checkpoint.is_factory and not checkpoint.onnx:
             _check_pooling(checkpoint)
         return super().load(checkpoint, labels, like, **options)
 

@@ -127,13 +127,19 @@ class ImageEncoder:
 
 @dataclass
 class ArrayEncoder:
-    """Arrays as they are: integers wider than a byte as int64, all else as float32. Scaling is the module's."""
+    """Arrays as they are: integers wider than a byte as int64, all else as float32. Scaling is the module's.
+
+    Attributes:
+        truncated: of no meaning here.
+        name: of the input.
+    """
 
     truncated: int = 0
+    name: str = "x"
     axes: ClassVar[Mapping[int, str]] = BATCH
 
     def __call__(self, rows: Rows) -> Inputs:
-        """The array `x`.
+        """The array.
 
         Raises:
             InputError: it holds no numbers.
@@ -141,7 +147,7 @@ class ArrayEncoder:
         x = np.asarray(rows["x"])
         if x.dtype.kind not in "iufb":
             raise InputError(f"x is {x.dtype}; expected numbers")
-        return {"x": x.astype(np.int64 if x.dtype.kind in "iu" and x.dtype.itemsize > 1 else np.float32)}
+        return {self.name: x.astype(np.int64 if x.dtype.kind in "iu" and x.dtype.itemsize > 1 else np.float32)}
 
     def save(self, folder: Path) -> None:
         """Nothing to write: the module holds its own scaling."""

@@ -23,6 +23,7 @@ from potstill.validate.examples import Examples, Rows, check_evaluation_set
 from potstill.validate.files import write_json
 from potstill.validate.low_rank import KEY as LOW_RANK
 from potstill.validate.low_rank import ranks_of
+from potstill.validate.onnx_file import OnnxModule
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.reshape import record_of
 from potstill.validate.scorecard import Scorecard, judge
@@ -108,6 +109,16 @@ class Model:
         """What the model says of encoded rows: logits (R, C), one row for each thing that is judged."""
         outputs: Tensor = self.module(*(tensors[name] for name in self.input_names))
         return self.read(outputs, tensors)
+
+
+class OnnxModel(Model):
+    """An ONNX file as a model: it can be fed, read and packaged, and not trained, cut or saved."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights."""
+        assert isinstance(self.core, OnnxModule)
+        return self.core.weights
 
 
 class LogitsOf(nn.Module):

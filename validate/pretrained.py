@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,15 +14,18 @@ from potstill.validate.checkpoint import (
     Checkpoint,
     beside,
     build_module,
+    floats_of,
     open_folder,
     reading_weights,
     some,
 )
-from potstill.validate.encoder import Encoder
+from potstill.validate.encoder import Encoder, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import Rows
+from potstill.validate.finite import check_finite
 from potstill.validate.low_rank import load_low_rank, recorded_ranks
-from potstill.validate.model import LogitsOf, Model, quiet_transformers
+from potstill.validate.model import LogitsOf, Model, OnnxModel, quiet_transformers
+from potstill.validate.onnx_file import OnnxModule
 from potstill.validate.quantized import restored
 from potstill.validate.reshape import recorded, reshaped_class, shapes_in
 
@@ -67,6 +71,8 @@ class Pretrained:
         self, checkpoint: Checkpoint, labels: tuple[str, ...] | None = None, like: Model | None = None, **options: Any
     ) -> Model:
         """Load a checkpoint with its tokenizer or processor; see `Task.load`."""
+        if checkpoint.onnx:
+            return self._of_onnx(checkpoint, options)
         if checkpoint.is_factory:
             return self._of_ones_own(checkpoint, labels, like, options)
         core, fresh = load_pretrained(checkpoint, self.word, labels, self.classes)
@@ -77,6 +83,30 @@ class Pretrained:
         classes = class_names(core.config) if self.classes else ()
         module = restored(self.wrap(core, names).eval(), checkpoint)
         return Model(module, encode, names, classes, checkpoint, core, fresh, self.read, self.output)
+
+    def _of_onnx(self, checkpoint: Checkpoint, options: dict[str, Any]) -> Model:
+        """An ONNX file, fed by the tokenizer or processor beside it; its classes are those of the config there."""
+        from transformers import AutoConfig
+
+        core = open_onnx(checkpoint, self.output)
+        folder = str(checkpoint.beside_onnx)
+        if not (checkpoint.beside_onnx / "config.json").is_file():
+            raise InputError(
+                f"{folder} has no config.json, which names the classes, nor is {self.word} fed without a {self.tool}; "
+                "put both beside the ONNX file or give --preprocessing FOLDER, or use --task module for arrays"
+            )
+        with reading_weights(checkpoint), quiet_transformers():
+            core.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            with torch.device("meta"):
+                empty = model_class(self.word).from_config(core.config, trust_remote_code=False)
+            tool = self.open_tool(folder)
+        encode = at_its_length(self.encoder(tool, empty, checkpoint, **options), core)
+        core.check_fed(encode(self.probe), encode.axes, f"its {self.tool}")
+        classes, names = class_names(core.config) if self.classes else (), tuple(core.inputs)
+        model = OnnxModel(core, encode, names, classes, checkpoint, core, read=self.read, output=core.output)
+        if (width := self._width(model)) != len(classes) and self.classes:
+            raise InputError(f"{checkpoint} gives {width} classes, and the config in {folder} names {len(classes)}")
+        return model
 
     def _inputs(self, core: nn.Module, encode: Encoder, checkpoint: Checkpoint) -> tuple[str, ...]:
         """Names of the inputs that the encoder gives and `forward` takes.
@@ -137,6 +167,27 @@ class Pretrained:
         return outputs.shape[-1]
 
 
+def open_onnx(checkpoint: Checkpoint, output: str) -> OnnxModule:
+    """The ONNX file of a checkpoint; `output` is the one to read where there are several."""
+    assert checkpoint.onnx
+    return OnnxModule(checkpoint.onnx, output)
+
+
+def at_its_length(encode: Encoder, core: OnnxModule) -> Encoder:
+    """The encoder, at the one length of texts that an ONNX file takes where it is fixed there."""
+    lengths = {dim for port in core.inputs.values() for dim in port.dims[1:2] if isinstance(dim, int)}
+    if not isinstance(encode, TextEncoder) or len(lengths) != 1:
+        return encode
+    return replace(encode, max_length=min(lengths), pad_to=min(lengths))
+
+
+def model_class(word: str) -> Any:
+    """The class of transformers that opens a model for a task, by optimum's word for it."""
+    from optimum.exporters.tasks import TasksManager
+
+    return TasksManager.get_model_class_for_task(word)
+
+
 def class_names(config: Any) -> tuple[str, ...]:
     """The class names of a transformers config, in the order of the logits."""
     return tuple(config.id2label[i] for i in range(config.num_labels))
@@ -153,11 +204,9 @@ def load_pretrained(
         labels: of a student, which may lack a head; None for a teacher, which must not.
         classes: whether the model's head is over named classes; without, BERT's pooler is not used, and may be missing.
     """
-    from optimum.exporters.tasks import TasksManager
     from transformers import AutoConfig
 
-    where = open_folder(checkpoint)
-    auto_class = TasksManager.get_model_class_for_task(word)
+    where, auto_class = open_folder(checkpoint), model_class(word)
     with reading_weights(checkpoint), quiet_transformers():
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         if getattr(config, "problem_type", None) not in (None, "single_label_classification"):
@@ -172,6 +221,7 @@ def load_pretrained(
             f"{checkpoint} holds no trained weights for {some(missing or list(map(str, info['mismatched_keys'])))}; "
             f"a teacher must be fine-tuned for {word}"
         )
+    check_finite(str(checkpoint), floats_of(core))
     return core.eval(), tuple(missing)
 
 

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from potstill.validate.audio import AudioClassification
-from potstill.validate.checkpoint import Checkpoint, build_module, open_folder
+from potstill.validate.checkpoint import LABELS, Checkpoint, build_module, open_folder
 from potstill.validate.embedding import FeatureExtraction
 from potstill.validate.encoder import ArrayEncoder, ImageEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import Rows
-from potstill.validate.model import LogitsOf, Model, OneClass, Task, quiet_transformers
-from potstill.validate.pretrained import Pretrained, class_names
+from potstill.validate.files import read_json
+from potstill.validate.model import LogitsOf, Model, OneClass, OnnxModel, Task, quiet_transformers
+from potstill.validate.pretrained import Pretrained, class_names, open_onnx
 from potstill.validate.quantized import restored
 from potstill.validate.spans import QuestionAnswering
 from potstill.validate.tagging import TokenClassification
@@ -76,11 +77,15 @@ class ModuleClassification(OneClass):
         example: Rows | None = None,
     ) -> Model:
         """Build by the factory; `example` is fed once to learn the number of classes. See `Task.load`."""
-        if not checkpoint.is_factory:
+        if not checkpoint.is_factory and not checkpoint.onnx:
             open_folder(checkpoint)  # says how to name a factory, when the folder knows it
-            raise InputError(f"the task 'module' takes package.module:factory, and was given {checkpoint}")
+            raise InputError(
+                f"the task 'module' takes package.module:factory or an ONNX file, and was given {checkpoint}"
+            )
         if example is None:
             raise InputError("the task 'module' needs an example to learn the number of classes")
+        if checkpoint.onnx:
+            return self._of_onnx(checkpoint, example)
         core, encode = build_module(checkpoint), ArrayEncoder()
         found = tuple(map(str, range(_logits_width(core, encode(example)["x"], checkpoint))))
         labels = labels or found
@@ -89,6 +94,19 @@ class ModuleClassification(OneClass):
                 f"{checkpoint} gives {len(found)} classes, the teacher has {len(labels)}; they must be the same"
             )
         return Model(restored(core, checkpoint), encode, ("x",), labels, checkpoint, core)
+
+    def _of_onnx(self, checkpoint: Checkpoint, example: Rows) -> Model:
+        """An ONNX file from one array to logits, the input under its own name; classes by `labels.json` beside it."""
+        core = open_onnx(checkpoint, "logits")
+        name = next(iter(core.inputs))
+        encode = ArrayEncoder(name=name)
+        core.check_fed(encode(example), encode.axes, "the data")
+        found = tuple(map(str, range(_logits_width(core, encode(example)[name], checkpoint))))
+        said = checkpoint.beside_onnx / LABELS
+        labels = tuple(map(str, read_json(said))) if said.is_file() else found
+        if len(found) != len(labels):
+            raise InputError(f"{checkpoint} gives {len(found)} classes, and {said} names {len(labels)}")
+        return OnnxModel(core, encode, (name,), labels, checkpoint, core, output=core.output)
 
 
 def _logits_width(core: nn.Module, x: NDArray[Any], checkpoint: Checkpoint) -> int:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from potstill.validate.errors import told
 
+DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException")  # of torch's private modules
 TORCH = str(Path(torch.__file__).parent)
 
 
@@ -38,7 +38,7 @@ def why_not(model: nn.Module, error: BaseException) -> str:
             "compute it outside of the model"
         )
     where = _place(model, frames)
-    if isinstance(cause, GuardOnDataDependentSymNode):
+    if type(cause).__name__ in DATA_DEPENDENT:
         return (
             f"what it does next is data-dependent {where}; choose by torch.where, which computes both sides, or decide "
             "outside of the model"

@@ -180,8 +180,8 @@ class Material:
         (mine,), (judging,) = (encode(one.rows([0])).values() for one in (examples, self.eval))
         if (mine.shape[1:], mine.dtype) != (judging.shape[1:], judging.dtype):
             raise InputError(
-                f"data.{key} ({examples.name}) holds x as {mine.dtype} {mine.shape[1:]} for each example, and data.eval "
-                f"({self.eval.name}) as {judging.dtype} {judging.shape[1:]}; give both alike"
+                f"data.{key} ({examples.name}) holds x as {mine.dtype} {mine.shape[1:]} for each example, and "
+                f"data.eval ({self.eval.name}) as {judging.dtype} {judging.shape[1:]}; give both alike"
             )
 
     def sources(self) -> dict[str, dict[str, Any]]:

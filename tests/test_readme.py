@@ -17,7 +17,7 @@ INLINE = re.findall(r"`(potstill [^`]+)`", README)
 
 
 def test_there_are_commands_to_look_at() -> None:
-    assert len(SHELL) == 3
+    assert len(SHELL) == 4
     assert len(INLINE) >= 5
 
 

@@ -63,7 +63,7 @@ class OnnxModule(nn.Module):
         super().__init__()
         self.path, model = path, looked_through(path)
         self.opset = opset_of(model)
-        self.weights = sum(math.prod(t.dims) for t in tensors(model) if t.data_type in FLOATS)
+        self.weights: int = sum(math.prod(t.dims) for t in tensors(model) if t.data_type in FLOATS)
         self._session = _session(path)
         held = {tensor.name for tensor in model.graph.initializer}
         self.inputs = {value.name: _port(value) for value in model.graph.input if value.name not in held}

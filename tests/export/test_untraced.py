@@ -22,7 +22,8 @@ def images() -> Examples:
 
 class Bessel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.special.bessel_j0(x)
+        found: Tensor = torch.special.bessel_j0(x)
+        return found
 
 
 class Branch(nn.Module):
@@ -30,6 +31,11 @@ class Branch(nn.Module):
         if x.sum() > 0:
             return x * 2
         return x
+
+
+class Compared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if torch.equal(x, x.abs()) else x
 
 
 class Failing(nn.Module):
@@ -60,13 +66,14 @@ def line_of(text: str) -> int:
         (
             Bessel(),
             r"the operator prims.bessel_j0 of blocks.1.1 \(Bessel\), test_untraced.py line "
-            rf"{line_of('return torch.special.bessel_j0(x)')}, has no ONNX form; write it with other operators",
+            rf"{line_of('found: Tensor = torch.special.bessel_j0(x)')}, has no ONNX form; write it with other operators",
         ),
         (
             Branch(),
             r"what it does next is data-dependent in blocks.1.1 \(Branch\), test_untraced.py line "
             rf"{line_of('if x.sum() > 0:')}: `if x.sum\(\) > 0:`; choose by torch.where",
         ),
+        (Compared(), r"what it does next is data-dependent in blocks.1.1 \(Compared\), test_untraced.py line "),
         (Failing(), r".no such vocabulary. \(in blocks.1.1 \(Failing\), test_untraced.py line .*: `raise KeyError"),
     ],
 )
@@ -82,5 +89,7 @@ def test_inside_a_transformers_model(text_teacher: Path, texts: dict[str, Path],
     model = TASKS["text-classification"].load(Checkpoint(str(text_teacher)))
     model.core.bert.encoder.layer[2].output.dropout = Bessel()  # type: ignore[union-attr,index]
     sentences = load_examples(str(texts["eval"]), ("text",), {"text": "sentence"})
-    with pytest.raises(InputError, match=r"prims.bessel_j0 of bert.encoder.layer.2.output.dropout \(Bessel\), test_unt"):
+    with pytest.raises(
+        InputError, match=r"prims.bessel_j0 of bert.encoder.layer.2.output.dropout \(Bessel\), test_unt"
+    ):
         export_graph(model, sentences, tmp_path / "g.onnx", 20)

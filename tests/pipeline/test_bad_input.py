@@ -189,8 +189,8 @@ def test_weights_that_are_not(potstill: Potstill, arrays: Path, tmp_path: Path, 
 
 def test_logits_that_are_not_finite(potstill: Potstill, arrays: Path, tmp_path: Path) -> None:
     (tmp_path / "models.py").write_text(
-        "from torch import nn\ndef net():\n    m = nn.Sequential(nn.Flatten(), nn.Linear(432, 4))\n"
-        "    m[1].bias.data.fill_(float('nan'))\n    return m\n"
+        "from torch import nn\nclass Net(nn.Linear):\n    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1)).relu() / 0\ndef net(): return Net(432, 4)\n"
     )
     said = potstill(
         "export",

@@ -133,7 +133,11 @@ def test_a_transformers_folder(text_teacher: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "match"),
-    [("./none", "no such checkpoint folder"), ("model.onnx", "no such checkpoint folder")],
+    [
+        ("./none", "no such checkpoint folder"),
+        ("weights.th", "no such checkpoint folder"),
+        ("model.onnx", "no such file: model.onnx"),
+    ],
 )
 def test_folders_that_are_not_there(name: str, match: str) -> None:
     with pytest.raises(InputError, match=match):

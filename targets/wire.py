@@ -54,17 +54,19 @@ class DevicePredictor:
         session_options: Mapping[str, str] | None = None,
         threads: int = 0,
         batch_size: int = 256,
-        python: str = sys.executable,
+        python: str | Sequence[str] = sys.executable,
+        environment: Mapping[str, str] | None = None,
         timeout_s: float = 900,
     ) -> None:
-        """`python` is an interpreter that has onnxruntime and numpy; `timeout_s` is for one batch."""
+        """`python` and `environment` as in `ask_agent`, with onnxruntime and numpy; `timeout_s` is for one batch."""
         self.name, self.batch_size, self.encode, self._read = name, batch_size, encode, read
         self._model = {
             "path": str(path.resolve()),
             "providers": list(providers),
             "session_options": dict(session_options or {}),
         }
-        self._threads, self._python, self._timeout_s = threads, python, timeout_s
+        self._threads = threads
+        self._process: dict[str, Any] = {"python": python, "environment": environment, "timeout_s": timeout_s}
 
     def __call__(self, rows: Rows) -> NDArray[np.float32]:
         """Logits (R, C) of some rows, each run alone.
@@ -91,7 +93,7 @@ class DevicePredictor:
                 "threads": self._threads,
                 "answer": {**self._model, **files, "examples": _write(given, inputs)},
             }
-            reply = ask_agent(request, python=self._python, timeout_s=self._timeout_s)
+            reply = ask_agent(request, **self._process)
             try:
                 answer = _Answer.model_validate(reply.get("answer"))
             except ValidationError as error:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from potstill.compress.settings import StudentSettings
 from potstill.pipeline import yaml_lines
-from potstill.pipeline.limits import GateSpec, SearchSpec
+from potstill.pipeline.limits import EmulateSpec, GateSpec, SearchSpec
 from potstill.pipeline.yaml_lines import Place, Problem, check, close_to, dotted, in_words, parse
 from potstill.validate.checkpoint import is_factory
 from potstill.validate.data import READERS, split_key
@@ -118,6 +118,7 @@ class Recipe(_Model):
     gate: GateSpec | None = None
     targets: tuple[Text, ...] = ()
     search: SearchSpec = SearchSpec()
+    emulate: EmulateSpec = EmulateSpec()
     profile: ProfileSpec = ProfileSpec()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 

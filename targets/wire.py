@@ -76,22 +76,33 @@ class DevicePredictor:
             Unreachable: no answer in time.
             PotstillError: the agent failed, or its outputs are missing or malformed.
         """
+        return one_below_another(self._answers(rows))
+
+    def first(self, rows: Rows, seconds: float) -> list[NDArray[np.float32]]:
+        """Logits (R, C) of each of the first rows, as many as are run in some seconds, one at least.
+
+        Raises: as above.
+        """
+        return self._answers(rows, seconds)
+
+    def _answers(self, rows: Rows, seconds: float | None = None) -> list[NDArray[np.float32]]:
         count = len(next(iter(rows.values())))
         inputs = [self.encode({name: rows[name][i : i + 1] for name in rows}) for i in range(count)]
         found = []
-        for encoded, output in zip(inputs, self._outputs(inputs), strict=True):
+        for encoded, output in zip(inputs, self._outputs(inputs, seconds), strict=seconds is None):
             tensors = {name: torch.from_numpy(array) for name, array in encoded.items()}
             found.append(self._read(torch.from_numpy(output.astype(np.float32)), tensors).numpy())
-        return one_below_another(found)
+        return found
 
-    def _outputs(self, inputs: Sequence[Inputs]) -> list[NDArray[Any]]:
-        """The model's first output of each example, as the agent gave it."""
+    def _outputs(self, inputs: Sequence[Inputs], seconds: float | None) -> list[NDArray[Any]]:
+        """The model's first output of each example, as the agent gave it; of the first ones where time is limited."""
         with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
             given, made = Path(folder, "inputs.bin"), Path(folder, "outputs.bin")
             files = {"inputs": str(given), "outputs": str(made)}
+            limit = {} if seconds is None else {"seconds": seconds}
             request = {
                 "threads": self._threads,
-                "answer": {**self._model, **files, "examples": _write(given, inputs)},
+                "answer": {**self._model, **files, **limit, "examples": _write(given, inputs)},
             }
             reply = ask_agent(request, **self._process)
             try:
@@ -103,7 +114,10 @@ class DevicePredictor:
                     f"{self.name} wants {', '.join(answer.missing_providers)}, and its device has only "
                     f"{', '.join(answer.providers)}; give a provider that is there"
                 )
-            return _read_outputs(made, answer.outputs, len(inputs))
+            done = len(answer.outputs)
+            return _read_outputs(
+                made, answer.outputs, len(inputs) if seconds is None else min(max(done, 1), len(inputs))
+            )
 
 
 def _write(file: Path, inputs: Sequence[Inputs]) -> list[dict[str, Any]]:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from potstill.export.checked import checked, tolerance
 from potstill.export.graph import Parity, export_graph, fix_shapes
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
 from potstill.export.search import Judging, Limits, Start, helps, search, searchable
 from potstill.export.search_record import Search
-from potstill.targets.host import here, runs_here
 from potstill.targets.request import GOLDEN_FORMAT
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
 from potstill.validate.checkpoint import LABELS
@@ -30,12 +30,6 @@ from potstill.validate.scorecard import Scorecard
 from potstill.validate.task import Model
 
 GOLDEN_SAMPLES = 4
-GOLDEN_TOLERANCE = {  # of the largest logit; other processors round otherwise, see docs/decisions.md
-    "float32": 1e-3,
-    "float16": 2e-2,
-    "static": 1e-1,
-    "dynamic": 1e-1,
-}
 Judge = Callable[[OnnxPredictor, int, tuple[str, ...]], tuple[Scorecard, Verdict | None]]
 MANIFEST, MODEL, GOLDEN = "manifest.json", "model.onnx", "golden"
 
@@ -162,14 +156,14 @@ def make_package(
             quantized=quantized,
             scorecard=scorecard,
             verdict=verdict,
-            checked=_checked(target),
+            checked=checked(target),
             model_bytes=model_bytes,
             seconds=time.monotonic() - started,
             search=found,
         )
         predictor = open_package(aside, model, target)
         _write_sources(aside, model)
-        write_golden(aside / GOLDEN, predictor, golden, GOLDEN_TOLERANCE[scheme.method], model.output)
+        write_golden(aside / GOLDEN, predictor, golden, tolerance(scheme.method).largest, model.output)
         write_text(aside / "README.md", card(package))
         write_json(aside / MANIFEST, _manifest(package, target, order, aside, model))
     return package
@@ -240,9 +234,9 @@ def read_package(folder: Path) -> Package:
 
 def reseal(
     folder: Path,
-    target: Target,
     scorecard: Scorecard,
     verdict: Verdict | None,
+    checked: dict[str, Any],
     data: dict[str, Any],
     card: Callable[[Package], str],
 ) -> Package:
@@ -250,19 +244,19 @@ def reseal(
 
     Args:
         folder: of the package.
-        target: that it is for.
         scorecard: of the file, on this machine.
         verdict: the gate's; None without a gate.
+        checked: where it was made, and how far the target's arithmetic is from it.
         data: for the lineage: the sets of examples.
         card: gives the text of the package's README.
     """
     manifest, readme = read_json(folder / MANIFEST), folder / "README.md"
-    package = replace(read_package(folder), scorecard=scorecard, verdict=verdict, checked=_checked(target))
+    package = replace(read_package(folder), scorecard=scorecard, verdict=verdict, checked=checked)
     text = card(package)
     if not readme.is_file() or readme.read_text(encoding="utf-8") != text:
         write_text(readme, text)
     now = manifest | {"scorecard": scorecard.to_json(), "verdict": _plain(verdict) if verdict else None}
-    now |= {"checked": package.checked, "lineage": manifest["lineage"] | {"data": data}}
+    now |= {"checked": checked, "lineage": manifest["lineage"] | {"data": data}}
     now |= {"files": manifest["files"] | {readme.name: _hashed(readme)}}
     if now != manifest:
         write_json(folder / MANIFEST, now)
@@ -275,12 +269,6 @@ def _check_size(model_bytes: int, target: Target) -> None:
         raise InputError(
             f"the model is {model_bytes / 1e6:.0f} MB, and {target.id} takes at most {most} MB; take a smaller student"
         )
-
-
-def _checked(target: Target) -> dict[str, Any]:
-    """Where the scorecard was made, and whether that machine computes as the target does."""
-    same, why = runs_here(target)
-    return {"provider": "CPUExecutionProvider", "machine": here().cpu, "as_target": same, "note": why}
 
 
 def _write_sources(folder: Path, model: Model) -> None:
@@ -377,7 +365,7 @@ def write_reference(folder: Path, model: Model, examples: Examples, opset: int) 
     folder.mkdir(parents=True)
     export_graph(model.in_float(), examples, folder / MODEL, opset)
     predictor = OnnxPredictor(folder / MODEL, model.encode, "the teacher's graph")
-    write_golden(folder / GOLDEN, predictor, examples, GOLDEN_TOLERANCE["float32"], model.output)
+    write_golden(folder / GOLDEN, predictor, examples, tolerance("float32").largest, model.output)
     write_json(folder / MANIFEST, {"format": "potstill-package/1", "target": REFERENCE.model_dump(mode="json")})
 
 

@@ -68,6 +68,14 @@ SearchOption = Annotated[
         "Default: 10min.",
     ),
 ]
+EmulateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--emulate-time",
+        help="Where this machine computes otherwise than a target: how long its package is run under an emulator of "
+        "the target's CPU; 0: not. Default: 15s.",
+    ),
+]
 LengthOption = Annotated[int | None, typer.Option("--max-length", help="Text only: tokens kept of an example.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command goes on where it was.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
@@ -155,6 +163,7 @@ def export(
     perturb: PerturbOption = None,
     max_length: LengthOption = None,
     search_time: SearchOption = None,
+    emulate_time: EmulateOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -171,8 +180,8 @@ def export(
         mapping["teacher"]["preprocessing"] = str(preprocessing)
     mapping["data"] |= {"calibrate": calibrate} | _judged_by(slices, shifted, perturb)
     mapping["targets"] = target
-    if search_time is not None:
-        mapping["search"] = {"time": search_time}
+    times = {"search": search_time, "emulate": emulate_time}
+    mapping |= {name: {"time": time} for name, time in times.items() if time is not None}
     if teacher:
         mapping["student"] = _student(checkpoint, weights)
     _walk(_build(mapping, {}), out, as_json)
@@ -199,6 +208,7 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run; default: runs/<recipe's name>.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value: distill.epochs=5.")] = None,
     search_time: SearchOption = None,
+    emulate_time: EmulateOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with its cost, and do nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -206,7 +216,8 @@ def run(
     from potstill.pipeline.recipe import load_recipe
     from potstill.pipeline.stages import STAGES
 
-    overrides = [*(set_ or []), *([] if search_time is None else [f"search.time={search_time}"])]
+    times = {"search": search_time, "emulate": emulate_time}
+    overrides = [*(set_ or []), *(f"{name}.time={time}" for name, time in times.items() if time is not None)]
     loaded = load_recipe(recipe, stage_types=STAGES, target_names=_target_names(), overrides=overrides)
     _walk(loaded, out or Path("runs") / recipe.stem, as_json, dry_run=dry_run)
 
@@ -318,6 +329,7 @@ OPTIONS = {
     "data.max_length": "--max-length",
     "gate.max_drop": "--max-drop",
     "search": "--search-time",
+    "emulate": "--emulate-time",
     "student": "--student",
     "targets": "--target",
     "seed": "--seed",

@@ -11,7 +11,9 @@ import psutil
 from packaging.requirements import Requirement
 
 from potstill.targets.host import here, runs_here
+from potstill.targets.qemu import emulator_of
 from potstill.targets.target import load_target, target_names
+from potstill.validate.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,6 @@ class Finding:
 
 
 PROGRAMS = (
-    ("qemu-x86_64", "x86 without VNNI, emulated", "apt-get install qemu-user"),
-    ("qemu-aarch64", "ARM64, emulated", "apt-get install qemu-user"),
     ("adb", "Android phones", "apt-get install adb, or Android's platform-tools"),
     ("ssh", "other machines", "apt-get install openssh-client"),
     ("chromium", "browsers", "apt-get install chromium"),
@@ -44,7 +44,8 @@ PROGRAMS = (
 
 def examine() -> list[Finding]:
     """Look at everything once; nothing is installed or changed."""
-    return [_python(), *_packages(), _accelerator(), _runtime(), _memory(), _targets(), *map(_program, PROGRAMS)]
+    fixed = [_python(), *_packages(), _accelerator(), _runtime(), _memory(), _targets()]
+    return [*fixed, *_emulators(), *map(_program, PROGRAMS)]
 
 
 def _python() -> Finding:
@@ -99,6 +100,22 @@ def _targets() -> Finding:
     alike = [name for name in target_names() if runs_here(load_target(name))[0]]
     found = f"{host.cpu}, {host.cores} cores; computes as {', '.join(alike) or 'none of the targets'}"
     return Finding("this machine", bool(alike), True, found, "packages are judged here by another CPU's arithmetic")
+
+
+def _emulators() -> list[Finding]:
+    """For each target with another arithmetic than this machine's: whether its packages are checked by it."""
+    findings = []
+    for target in map(load_target, target_names()):
+        if target.emulate is None or runs_here(target)[0]:
+            continue
+        what = f"emulated {target.emulate.cpu}"
+        try:
+            emulator_of(target)
+            findings.append(Finding(what, True, True, f"packages for {target.id} are checked by its arithmetic"))
+        except InputError as error:
+            missing, _, how = str(error).partition(": ")
+            findings.append(Finding(what, False, True, f"{missing}; packages for {target.id} are not checked", how))
+    return findings
 
 
 def _program(program: Sequence[str]) -> Finding:

@@ -31,7 +31,7 @@ from potstill.validate.gate import Gate
 from potstill.validate.leaks import leaked_rows
 from potstill.validate.metrics import most_likely
 from potstill.validate.perturb import in_words
-from potstill.validate.predictor import Predictor, predict
+from potstill.validate.predictor import LEAST, Predictor, predict
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.shift import SHIFTED, Shift, fragility
 from potstill.validate.slices import Cut, Slice, in_thirds, slices
@@ -191,6 +191,30 @@ class Judge:
         assert other
         (mine, truncated), (theirs, _) = (self._predicted(one, examples) for one in (subject, other))
         return Answers(examples, mine, theirs, truncated)
+
+    def beside(
+        self, subject: Subject, rows: NDArray[Any], index: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], Scorecard, Scorecard]:
+        """Rows (R, C) that a model gave elsewhere of some evaluation examples, beside those that it gave here.
+
+        Args:
+            subject: the model.
+            rows: what it gave elsewhere; narrower ones are filled as where a batch is.
+            index: of the examples (N,), ascending.
+
+        Returns:
+            Its rows here, and the scorecards of those elsewhere: against the teacher, and against itself here.
+        """
+        answers = self._answers(subject, self.material.eval)
+        examples = answers.examples
+        chosen = np.isin(np.arange(len(examples)), index)
+        per = np.diff(examples.offsets) if examples.offsets is not None else len(answers.mine) // len(examples)
+        own = np.flatnonzero(np.repeat(chosen, per))
+        mine, theirs = np.asarray(answers.mine[own]), np.asarray(answers.theirs[own])
+        rows = np.pad(rows, ((0, 0), (0, mine.shape[1] - rows.shape[1])), constant_values=LEAST)
+        some = examples.take(index.tolist(), f"{len(index)} of {examples.name}")
+        against = (self._card(Answers(some, rows, other, 0), subject) for other in (theirs, mine))
+        return mine, next(against), next(against)
 
     def _card(self, answers: Answers, subject: Subject) -> Scorecard:
         return self.task.judge(answers.mine, answers.theirs, answers.examples, subject.encode, answers.truncated)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from potstill.compress.likeness import Likeness
+from potstill.export.checked import Emulated, emulated_from
 from potstill.export.package import Package
 from potstill.pipeline.judging import Judged
 from potstill.targets.measurement import Comparison, Measurement
@@ -47,6 +48,7 @@ class Entry:
         measurement: of a package on this machine.
         note: for a package, whether the scorecard was made by the arithmetic of the target.
         as_target: the same as yes or no; None where it is not known or the entry is no package.
+        emulated: the same package by its target's arithmetic, emulated; None where it was not.
         likeness: of the layers of a stage's student and of the teacher; None where they cannot be read.
         flips: the examples that the teacher had right and this step has wrong, of a stage or a package; None where
             examples have no class.
@@ -74,6 +76,7 @@ class Entry:
     measurement: Measurement | None = None
     note: str | None = None
     as_target: bool | None = None
+    emulated: Emulated | None = None
     likeness: Likeness | None = None
     flips: Flips | None = None
     slices: list[Slice] | None = None
@@ -161,6 +164,7 @@ def package_entry(
         measurement=measurement,
         note=package.checked["note"],
         as_target=package.checked["as_target"],
+        emulated=emulated_from(package.checked),
         **vars(found),
     )
 

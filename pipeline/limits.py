@@ -47,12 +47,12 @@ class GateSpec(BaseModel):
 DURATIONS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
-class SearchSpec(BaseModel):
-    """How long the nodes to leave in float may be searched for where the gate is missed, for each target; 0: not."""
+class _TimeSpec(BaseModel):
+    """A time with its unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    time: str = "10min"
+    time: str
 
     @field_validator("time", mode="before")
     @classmethod
@@ -69,6 +69,18 @@ class SearchSpec(BaseModel):
     def seconds(self) -> float:
         """The time in seconds."""
         return _seconds(self.time)
+
+
+class SearchSpec(_TimeSpec):
+    """How long the nodes to leave in float may be searched for where the gate is missed, for each target; 0: not."""
+
+    time: str = "10min"
+
+
+class EmulateSpec(_TimeSpec):
+    """How long each package may run by its target's arithmetic where this machine has another; 0: not."""
+
+    time: str = "15s"
 
 
 def _seconds(text: str) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
+from potstill.export.checked import checked
 from potstill.export.graph import Parity, export_graph
 from potstill.export.package import (
     MODEL,
@@ -19,9 +20,11 @@ from potstill.export.package import (
     reseal,
     write_reference,
 )
+from potstill.export.quantize import scheme_for
 from potstill.pipeline import searching
 from potstill.pipeline.cache import Planned
 from potstill.pipeline.card import model_card
+from potstill.pipeline.emulating import Emulation, verdict_there
 from potstill.pipeline.judging import Judged, Subject, verdict_on
 from potstill.pipeline.ledger import Entry, package_entry
 from potstill.targets import local
@@ -48,6 +51,8 @@ class Packing:
 
     def __init__(self, run: "Run") -> None:
         self.run = run
+        recipe = run.recipe
+        self.emulation = Emulation(run.cache, run.judge, recipe.emulate.seconds, recipe.seed)
 
     def plan(self, key: str, teacher: str) -> list[Planned]:
         """The steps in order; `key` is of the last model, `teacher` the teacher's."""
@@ -141,13 +146,15 @@ class Packing:
                 card=lambda package: self._card(package, model, judged(package)),
             )
         made = read_package(folder)
-        found = judged(made)
-        self.run.keys[step] = searching.known_by(subject, made).key
+        found, known = judged(made), searching.known_by(subject, made)
+        self.run.keys[step] = known.key
+        emulated, why_not = self.emulation(known, folder / MODEL, target, scheme_for(graph, target).method, model.read)
+        said = verdict_on(found, self.run.gate, made.model_bytes)
         package = reseal(
             folder,
-            target,
             found.scorecard,
-            verdict_on(found, self.run.gate, made.model_bytes),
+            verdict_there(said, found.scorecard, self.run.gate, emulated),
+            checked(target, emulated, why_not),
             self.run.material.sources(),
             lambda package: self._card(package, model, found),
         )

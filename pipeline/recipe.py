@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from potstill.compress.settings import StudentSettings
 from potstill.pipeline import yaml_lines
-from potstill.pipeline.limits import GateSpec, SearchSpec
+from potstill.pipeline.limits import EmulateSpec, GateSpec, SearchSpec
 from potstill.pipeline.sources import OtherTeacherSpec, TeacherSpec, Text
 from potstill.pipeline.yaml_lines import Place, Problem, check, close_to, dotted, in_words, parse
 from potstill.validate.checkpoint import is_factory, onnx_file
@@ -99,6 +99,7 @@ class Recipe(_Model):
     gate: GateSpec | None = None
     targets: tuple[Text, ...] = ()
     search: SearchSpec = SearchSpec()
+    emulate: EmulateSpec = EmulateSpec()
     profile: ProfileSpec = ProfileSpec()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 

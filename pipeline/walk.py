@@ -7,6 +7,7 @@ from rich.console import Console
 
 from potstill.pipeline import yaml_lines
 from potstill.pipeline.cache import run_folder
+from potstill.pipeline.emulating import to_warn_of
 from potstill.pipeline.estimate import Plan, estimate, print_plan
 from potstill.pipeline.exhibits import exhibits
 from potstill.pipeline.ledger import Ledger, candidate_in_words, print_ledger, without_leaks
@@ -56,7 +57,7 @@ def walk(recipe: Recipe, out: Path, quiet: bool = False) -> tuple[Ledger, Potsti
         for sentence in filter(None, (split_in_words(ledger), candidate_in_words(ledger))):
             console.print(sentence, highlight=False)
         console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
-        for warning in filter(None, [*ledger.warnings, without_leaks(ledger)]):
+        for warning in filter(None, [*ledger.warnings, without_leaks(ledger), *to_warn_of(ledger.entries)]):
             console.print(f"[yellow]{warning}[/]", highlight=False)
         open_points = unchecked(ledger)
         if open_points:

@@ -9,7 +9,8 @@ One model is measured whole; several are only timed, in turns (A B C A B C), so 
 
 To answer, it holds `threads` and `answer`: `path`, `examples` (each: name to `dtype` and `shape`), and two files:
 `inputs`, all their arrays, raw little-endian, one after the other as they are listed; and `outputs`, which is made in
-the same way: of each example, run alone, the first output. The options of a session are those above.
+the same way: of each example, run alone, the first output. The options of a session are those above. With `seconds`,
+examples are answered in their order until that time is over, one at least.
 """
 
 import os
@@ -199,7 +200,9 @@ def answered(request: dict[str, Any]) -> dict[str, Any]:
         sys.exit(f"agent: {wanted['outputs']} is there already; outputs go into a new file")
     spec = {**request, **wanted}
     session = open_session(spec)
-    names, outputs = [put.name for put in session.get_inputs()], []
+    names, outputs, end = [put.name for put in session.get_inputs()], [], math.inf
+    if "seconds" in wanted:
+        end = time.monotonic() + wanted["seconds"]
     with Path(wanted["inputs"]).open("rb") as given, Path(wanted["outputs"]).open("xb") as file:
         for number, entries in enumerate(examples, start=1):
             feeds = {name: read_next(given, *entry, number) for name, entry in entries.items()}
@@ -209,6 +212,8 @@ def answered(request: dict[str, Any]) -> dict[str, Any]:
                 sys.exit("agent: the model's first output is no array of numbers")
             file.write(output.astype(output.dtype.newbyteorder("<")).tobytes())
             outputs.append({"dtype": output.dtype.name, "shape": output.shape})
+            if time.monotonic() >= end:
+                return {"answer": {**used(spec, session), "outputs": outputs}}
         if given.read(1):
             sys.exit(f"agent: {wanted['inputs']} holds more than its {len(outputs)} examples")
     return {"answer": {**used(spec, session), "outputs": outputs}}

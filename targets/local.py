@@ -1,10 +1,11 @@
 """This machine as a device: the agent runs here, in a process of its own."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +61,36 @@ def compare(
     return compared(reply, [package.name for package in packages])
 
 
-def ask_agent(request: dict[str, Any], *, python: str = sys.executable, timeout_s: float = 900) -> dict[str, Any]:
-    """Run the agent on a request in a fresh process and folder, and return its reply."""
+def ask_agent(
+    request: dict[str, Any],
+    *,
+    python: str | Sequence[str] = sys.executable,
+    timeout_s: float = 900,
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run the agent on a request in a fresh process and folder, and return its reply.
+
+    `python` is an interpreter, or the words of a command that is one; `environment` is added to this process's own.
+    """
+    command = [python] if isinstance(python, str) else [*python]
     with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
         file = Path(folder, "request.json")
         write_json(file, request)
         try:
             done = subprocess.run(
-                [python, "-P", str(AGENT), str(file)], cwd=folder, capture_output=True, timeout=timeout_s, check=False
+                [*command, "-P", str(AGENT), str(file)],
+                cwd=folder,
+                env={**os.environ, **(environment or {})},
+                capture_output=True,
+                timeout=timeout_s,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             raise Unreachable(
                 f"the agent did not finish within {timeout_s:g} s; give it less to do, or more time"
             ) from None
         except OSError as error:
-            raise InputError(f"cannot start {python!r}: {error.strerror}; give a Python with onnxruntime") from None
+            raise InputError(f"cannot start {command[0]!r}: {error.strerror}; give a Python with onnxruntime") from None
     if done.returncode != 0:
         raise PotstillError(f"the agent {_ending(done.returncode)}: {_tail(done.stderr)}")
     try:

@@ -54,17 +54,19 @@ class DevicePredictor:
         session_options: Mapping[str, str] | None = None,
         threads: int = 0,
         batch_size: int = 256,
-        python: str = sys.executable,
+        python: str | Sequence[str] = sys.executable,
+        environment: Mapping[str, str] | None = None,
         timeout_s: float = 900,
     ) -> None:
-        """`python` is an interpreter that has onnxruntime and numpy; `timeout_s` is for one batch."""
+        """`python` and `environment` as in `ask_agent`, with onnxruntime and numpy; `timeout_s` is for one batch."""
         self.name, self.batch_size, self.encode, self._read = name, batch_size, encode, read
         self._model = {
             "path": str(path.resolve()),
             "providers": list(providers),
             "session_options": dict(session_options or {}),
         }
-        self._threads, self._python, self._timeout_s = threads, python, timeout_s
+        self._threads = threads
+        self._process: dict[str, Any] = {"python": python, "environment": environment, "timeout_s": timeout_s}
 
     def __call__(self, rows: Rows) -> NDArray[np.float32]:
         """Logits (R, C) of some rows, each run alone.
@@ -74,24 +76,35 @@ class DevicePredictor:
             Unreachable: no answer in time.
             PotstillError: the agent failed, or its outputs are missing or malformed.
         """
+        return one_below_another(self._answers(rows))
+
+    def first(self, rows: Rows, seconds: float) -> list[NDArray[np.float32]]:
+        """Logits (R, C) of each of the first rows, as many as are run in some seconds, one at least.
+
+        Raises: as above.
+        """
+        return self._answers(rows, seconds)
+
+    def _answers(self, rows: Rows, seconds: float | None = None) -> list[NDArray[np.float32]]:
         count = len(next(iter(rows.values())))
         inputs = [self.encode({name: rows[name][i : i + 1] for name in rows}) for i in range(count)]
         found = []
-        for encoded, output in zip(inputs, self._outputs(inputs), strict=True):
+        for encoded, output in zip(inputs, self._outputs(inputs, seconds), strict=seconds is None):
             tensors = {name: torch.from_numpy(array) for name, array in encoded.items()}
             found.append(self._read(torch.from_numpy(output.astype(np.float32)), tensors).numpy())
-        return one_below_another(found)
+        return found
 
-    def _outputs(self, inputs: Sequence[Inputs]) -> list[NDArray[Any]]:
-        """The model's first output of each example, as the agent gave it."""
+    def _outputs(self, inputs: Sequence[Inputs], seconds: float | None) -> list[NDArray[Any]]:
+        """The model's first output of each example, as the agent gave it; of the first ones where time is limited."""
         with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
             given, made = Path(folder, "inputs.bin"), Path(folder, "outputs.bin")
             files = {"inputs": str(given), "outputs": str(made)}
+            limit = {} if seconds is None else {"seconds": seconds}
             request = {
                 "threads": self._threads,
-                "answer": {**self._model, **files, "examples": _write(given, inputs)},
+                "answer": {**self._model, **files, **limit, "examples": _write(given, inputs)},
             }
-            reply = ask_agent(request, python=self._python, timeout_s=self._timeout_s)
+            reply = ask_agent(request, **self._process)
             try:
                 answer = _Answer.model_validate(reply.get("answer"))
             except ValidationError as error:
@@ -101,7 +114,10 @@ class DevicePredictor:
                     f"{self.name} wants {', '.join(answer.missing_providers)}, and its device has only "
                     f"{', '.join(answer.providers)}; give a provider that is there"
                 )
-            return _read_outputs(made, answer.outputs, len(inputs))
+            done = len(answer.outputs)
+            return _read_outputs(
+                made, answer.outputs, len(inputs) if seconds is None else min(max(done, 1), len(inputs))
+            )
 
 
 def _write(file: Path, inputs: Sequence[Inputs]) -> list[dict[str, Any]]:

@@ -1,0 +1,118 @@
+"""A target's CPU, emulated by QEMU's user mode: the same file by that CPU's instructions, so with its rounding.
+
+What is emulated is arithmetic. Its time says nothing of the device's.
+"""
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import distribution
+from pathlib import Path
+
+from potstill.targets.target import Target
+from potstill.targets.wire import DevicePredictor
+from potstill.validate.encoder import Encoder
+from potstill.validate.errors import InputError
+from potstill.validate.model import Read, as_they_are
+
+ARM64_ROOT = "POTSTILL_ARM64_ROOT"
+INSTALL = "apt-get install qemu-user"
+
+
+@dataclass(frozen=True)
+class Emulator:
+    """A command that runs Python with onnxruntime and numpy as another CPU does.
+
+    Attributes:
+        cpu: that CPU, by QEMU's name.
+        python: the words of the command, before those of Python.
+        environment: what it needs in its environment.
+    """
+
+    cpu: str
+    python: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def emulator_of(target: Target) -> Emulator:
+    """What emulates a target's CPU here.
+
+    Raises:
+        InputError: nothing does: why, and what to do.
+    """
+    if target.emulate is None:
+        raise InputError(f"no emulator is known for {target.id}; profile it on a device")
+    if platform.system() != "Linux":
+        raise InputError(f"{target.emulate.binary} runs programs of Linux, and this is {platform.system()}; use Linux")
+    if shutil.which(target.emulate.binary) is None:
+        raise InputError(f"{target.emulate.binary} is not here: {INSTALL}")
+    if target.hardware.arch == "arm64":
+        return _arm64(target.emulate.binary, target.emulate.cpu)
+    if platform.machine() != "x86_64":
+        raise InputError(
+            f"{target.emulate.binary} needs a Python for x86_64, and this machine is {platform.machine()}; use x86_64"
+        )
+    return _x86(target.emulate.binary, target.emulate.cpu)
+
+
+def _x86(binary: str, cpu: str) -> Emulator:
+    """This very Python, without its virtual environment's launcher, which the emulator would leave."""
+    places = dict.fromkeys(str(distribution(name).locate_file("")) for name in ("onnxruntime", "numpy"))
+    python = (binary, "-cpu", cpu, str(Path(sys.executable).resolve()))
+    return Emulator(cpu, python, {"PYTHONPATH": os.pathsep.join(places)})
+
+
+def _arm64(binary: str, cpu: str) -> Emulator:
+    """The Python of the folder that `arm64_root.sh` fills; its /proc/cpuinfo must be that of the CPU.
+
+    ONNX Runtime chooses its kernels by that file: with another CPU's it meets instructions that are not there.
+    """
+    script = Path(__file__).with_name("arm64_root.sh")
+    how = f"sh {script} FOLDER, then set {ARM64_ROOT} to that folder"
+    if not (given := os.environ.get(ARM64_ROOT)):
+        raise InputError(f"{binary} needs a Python for ARM64: {how}")
+    root = Path(given).resolve() / cpu
+    wanted = f"onnxruntime-{distribution('onnxruntime').version}.dist-info"
+    for path in (root / "proc/cpuinfo", root / "usr/bin/python3", root / "opt/packages" / wanted):
+        if not path.exists():
+            raise InputError(f"{ARM64_ROOT}={given} has no {path.relative_to(root.parent)}: make it anew, {how}")
+    python = (binary, "-L", str(root), "-cpu", cpu, str((root / "usr/bin/python3").resolve()))
+    packages = root / "opt/packages"
+    return Emulator(cpu, python, {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(packages)})
+
+
+class EmulatedPredictor(DevicePredictor):
+    """An ONNX file as a target's CPU computes it, one example at a time; see `DevicePredictor`."""
+
+    def __init__(
+        self,
+        target: Target,
+        path: Path,
+        encode: Encoder,
+        name: str,
+        *,
+        read: Read = as_they_are,
+        batch_size: int = 256,
+        timeout_s: float = 900,
+    ) -> None:
+        """Examples of one batch share the emulator's start of about 2 s; `timeout_s` is for one batch.
+
+        Raises:
+            InputError: nothing emulates the target's CPU here: why, and what to do.
+        """
+        emulator = emulator_of(target)
+        super().__init__(
+            path,
+            encode,
+            name,
+            read=read,
+            session_options=target.runtime.session_options,
+            threads=1,
+            batch_size=batch_size,
+            python=emulator.python,
+            environment=emulator.environment,
+            timeout_s=timeout_s,
+        )

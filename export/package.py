@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from potstill.export.graph import Parity, export_graph, fix_shapes
+from potstill.export.fusions import Fusions, count_fusions
+from potstill.export.graph import Parity, export_graph, fix_shapes, model_bytes
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
 from potstill.export.search import Judging, Limits, Start, helps, search, searchable
 from potstill.export.search_record import Search
@@ -21,7 +22,7 @@ from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Sche
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder, TextEncoder
 from potstill.validate.errors import InputError
-from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
+from potstill.validate.files import read_json, sha256_file, whole_folder, write_json, write_text
 from potstill.validate.gate import Verdict
 from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.quantized import FakeQuantized
@@ -53,6 +54,7 @@ class Package:
         model_bytes: size of the model file(s).
         seconds: that it took to make and judge.
         search: how the nodes that stayed in float were found; None where nothing was searched.
+        fusions: what ONNX Runtime fuses in the file; None where the target's provider is not here or not known.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Package:
     model_bytes: int
     seconds: float
     search: Search | None = None
+    fusions: Fusions | None = None
 
     def formats(self) -> str:
         """Its number formats in words, with what is in float and how that was found."""
@@ -135,11 +138,12 @@ def make_package(
         encode = package_encoder(model.encode, target)
         graph = _fixed(encode, source, aside, target)
         if source == order.graph:
-            quantized = quantize(graph, aside / MODEL, scheme, calibrate, encode, order.seed)
+            some = golden if scheme.method == "float16" and calibrate is None else calibrate
+            quantized = quantize(graph, aside / MODEL, scheme, some, encode, order.seed)
         else:
             quantized = as_trained(graph, aside / MODEL, scheme, order.graph)
-        _check_size(_model_bytes(aside), target)
-        scorecard, verdict = judge(open_package(aside, model, target), _model_bytes(aside), ())
+        _check_size(model_bytes(aside / MODEL), target)
+        scorecard, verdict = judge(open_package(aside, model, target), model_bytes(aside / MODEL), ())
         found = None
         if order.limits and verdict and helps(verdict) and calibrate and source == order.graph and searchable(scheme):
             start = Start(
@@ -150,11 +154,11 @@ def make_package(
             quantized = made or quantized
         if order.trained and source == order.graph:
             quantized = replace(quantized, scheme=f"{quantized.scheme}, from the float weights")
+        fusions = count_fusions(aside / MODEL, graph, target)
         if graph != source:
             for part in aside.glob(f"{graph.name}*"):
                 part.unlink()
-        model_bytes = _model_bytes(aside)
-        _check_size(model_bytes, target)
+        _check_size(model_bytes(aside / MODEL), target)
         package = Package(
             folder=folder,
             target=target.id,
@@ -162,9 +166,10 @@ def make_package(
             scorecard=scorecard,
             verdict=verdict,
             checked=_checked(target),
-            model_bytes=model_bytes,
+            model_bytes=model_bytes(aside / MODEL),
             seconds=time.monotonic() - started,
             search=found,
+            fusions=fusions,
         )
         predictor = open_package(aside, model, target)
         _write_sources(aside, model)
@@ -174,15 +179,11 @@ def make_package(
     return package
 
 
-def _model_bytes(folder: Path) -> int:
-    return sum(size_bytes(path) for path in folder.glob(f"{MODEL}*"))
-
-
 def _judging(judge: Judge, model: Model, target: Target) -> Judging:
     """What judges the model files of a search as it judges the package's."""
 
     def judged(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
-        card, verdict = judge(_open(path, model, target), size_bytes(path), left)
+        card, verdict = judge(_open(path, model, target), model_bytes(path), left)
         assert verdict
         return card, verdict
 
@@ -233,7 +234,7 @@ def read_package(folder: Path) -> Package:
     manifest = read_json(folder / MANIFEST)
     found = {name: manifest[name] for name in ("scorecard", "verdict", "checked", "model_bytes", "seconds")}
     found |= {"folder": folder, "target": manifest["target"]["id"], "quantized": manifest["quantization"]}
-    found |= {"search": manifest.get("search")}
+    found |= {"search": manifest.get("search"), "fusions": manifest.get("fusions")}
     return TypeAdapter(Package).validate_python(found)
 
 
@@ -343,6 +344,7 @@ def _manifest(package: Package, target: Target, order: Order, folder: Path, mode
         "quantization": _plain(package.quantized),
         "asked": order.limits.asked if order.limits else None,
         "search": _plain(package.search) if package.search else None,
+        "fusions": _plain(package.fusions) if package.fusions else None,
         "parity": _plain(order.parity),
         "opset": order.opset,
         "max_length": max_length,

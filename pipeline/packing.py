@@ -183,5 +183,6 @@ class Packing:
             **vars(found),
         )
         limits = [*self.run.material.warnings, *([] if package.checked["as_target"] else [package.checked["note"]])]
+        limits += package.fusions.warnings if package.fusions else []
         steps = [step for step in self.run.entries if step.kind != "package"]
         return model_card(f"Package for {package.target}", self.run.plain, [*steps, entry], limits)

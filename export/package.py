@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from potstill.export.fusions import Fusions, count_fusions
 from potstill.export.graph import Parity, export_graph, fix_shapes, model_bytes
+from potstill.export.ort_format import write_ort
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
 from potstill.export.search import Judging, Limits, Start, helps, search, searchable
 from potstill.export.search_record import Search
@@ -20,7 +21,7 @@ from potstill.targets.host import here, runs_here
 from potstill.targets.request import GOLDEN_FORMAT
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
 from potstill.validate.data import Examples
-from potstill.validate.encoder import Encoder, TextEncoder
+from potstill.validate.encoder import Encoder, Inputs, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.files import read_json, sha256_file, whole_folder, write_json, write_text
 from potstill.validate.gate import Verdict
@@ -173,7 +174,10 @@ def make_package(
         )
         predictor = open_package(aside, model, target)
         _write_sources(aside, model)
-        write_golden(aside / GOLDEN, predictor, golden, GOLDEN_TOLERANCE[scheme.method], model.output)
+        tolerance = GOLDEN_TOLERANCE[scheme.method]
+        samples = write_golden(aside / GOLDEN, predictor, golden, tolerance, model.output)
+        if target.model.ort:
+            write_ort(aside / MODEL, target.hardware.arch, samples, tolerance)
         write_text(aside / "README.md", card(package))
         write_json(aside / MANIFEST, _manifest(package, target, order, aside, model))
     return package
@@ -305,17 +309,19 @@ def _open_in_older(folder: Path) -> None:
 
 def write_golden(
     folder: Path, predictor: OnnxPredictor, examples: Examples, tolerance: float, output: str = "logits"
-) -> None:
+) -> list[Inputs]:
     """Write inputs and expected outputs as raw little-endian files with an index that any language can read.
 
     `golden.json`: `samples`, each with `inputs` and `outputs` by name: `file`, `dtype`, `shape`, and for outputs
-    `atol`, the largest absolute difference to expect: `tolerance` times the largest logit.
+    `atol`, the largest absolute difference to expect: `tolerance` times the largest logit. Returns the inputs.
     """
     samples: list[dict[str, Any]] = []
+    given: list[Inputs] = []
     folder.mkdir()
     for i in range(min(GOLDEN_SAMPLES, len(examples))):
         inputs = predictor.encode(examples.rows([i]))
         inputs = {name: inputs[name] for name in predictor.input_types}
+        given.append(inputs)
         logits = predictor.run(inputs)
         atol = tolerance * float(np.abs(logits).max())
         samples.append(
@@ -325,6 +331,7 @@ def write_golden(
             }
         )
     write_json(folder / "golden.json", {"format": GOLDEN_FORMAT, "byte_order": "little", "samples": samples})
+    return given
 
 
 def _raw(folder: Path, name: str, array: NDArray[Any]) -> dict[str, Any]:

@@ -30,8 +30,6 @@ from potstill.validate.files import read_json, size_bytes, write_json
 from potstill.validate.predictor import TorchPredictor, best_device
 from potstill.validate.task import Model
 
-OPSET = 20
-TRAINED = "trained.onnx"  # the graph that holds the integers of quantisation-aware training
 
 
 class Run:

@@ -59,7 +59,8 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
         opset: of the ONNX standard.
 
     Raises:
-        InputError: the model has an operator or control flow that cannot be exported; the message names it.
+        InputError: the model has an operator or control flow that cannot be exported, which the message names, or it
+            cannot be had in that opset.
         PotstillError: torch and ONNX Runtime disagree.
     """
     if isinstance(model.module, OnnxModule):
@@ -77,6 +78,7 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
     except torch.onnx.errors.OnnxExporterError as error:
         raise InputError(f"{model.checkpoint} cannot be exported to ONNX: {why_not(model.core, error)}") from error
     _tidy(path)
+    _check_opset(model, path, opset)
     _check_axes(model, path)
     return check_parity(model, path, examples)
 
@@ -115,6 +117,16 @@ def _scripted(model: Model, inputs: tuple[torch.Tensor, ...], path: Path, opset:
     )
 
 
+def _check_opset(model: Model, path: Path, opset: int) -> None:
+    """Refuse a graph in another opset: torch writes 18 or newer, and its converter gives up without an error."""
+    (found,) = (one.version for one in onnx.load(str(path), load_external_data=False).opset_import if not one.domain)
+    if found != opset:
+        raise InputError(
+            f"{model.checkpoint} cannot be exported in opset {opset}: an operator of it is not there in this form, and "
+            f"the graph stayed in opset {found}; let the target's model.opset be {found} or more"
+        )
+
+
 def _check_axes(model: Model, path: Path) -> None:
     """Refuse a graph in which a size that must be free is fixed to that of the traced examples."""
     for value in onnx.load(str(path), load_external_data=False).graph.input:
@@ -137,15 +149,32 @@ def _tidy(path: Path) -> None:
         value.ClearField("metadata_props")
     model.ClearField("metadata_props")
     model.producer_name, model.producer_version = "potstill", ""
-    for stale in path.parent.glob(f"{path.name}.data"):
-        stale.unlink()
     save_model(model, path)
 
 
+def data_file(path: Path) -> Path:
+    """Where the weights of a model lie that is too large for one file."""
+    return path.with_name(f"{path.name}.data")
+
+
+def model_bytes(path: Path) -> int:
+    """Size of a model: of its file, and of that with its weights where there is one."""
+    return sum(part.stat().st_size for part in (path, data_file(path)) if part.is_file())
+
+
+def too_large(path: Path) -> bool:
+    """Whether a model does not fit into one file; 16 MiB are left for what is not weights."""
+    return model_bytes(path) > PROTOBUF_LIMIT - 2**24
+
+
 def save_model(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model as one file, or with its weights in `<name>.data` when they pass the limit of protobuf."""
+    """Write a model as one file, or with its weights in `data_file` when they pass the limit of protobuf.
+
+    The weights of a large model are no longer in `model` afterwards.
+    """
     large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > PROTOBUF_LIMIT - 2**24
-    onnx.save(model, str(path), save_as_external_data=large, location=f"{path.name}.data" if large else None)
+    data_file(path).unlink(missing_ok=True)  # onnx would write behind what is there
+    onnx.save(model, str(path), save_as_external_data=large, location=data_file(path).name if large else None)
 
 
 def check_parity(model: Model, path: Path, examples: Examples, most: int = 16) -> Parity:

@@ -12,7 +12,9 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from potstill.export.checked import checked, tolerance
-from potstill.export.graph import Parity, export_graph, fix_shapes
+from potstill.export.fusions import Fusions, count_fusions
+from potstill.export.graph import Parity, export_graph, fix_shapes, model_bytes
+from potstill.export.ort_format import write_ort
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
 from potstill.export.search import Judging, Limits, Start, helps, search, searchable
 from potstill.export.search_record import Search
@@ -20,9 +22,9 @@ from potstill.targets.request import GOLDEN_FORMAT
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
 from potstill.validate.checkpoint import LABELS
 from potstill.validate.data import Examples
-from potstill.validate.encoder import Encoder, TextEncoder
+from potstill.validate.encoder import Encoder, Inputs, TextEncoder
 from potstill.validate.errors import InputError
-from potstill.validate.files import read_json, sha256_file, size_bytes, whole_folder, write_json, write_text
+from potstill.validate.files import read_json, sha256_file, whole_folder, write_json, write_text
 from potstill.validate.gate import Verdict
 from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.quantized import FakeQuantized
@@ -48,6 +50,7 @@ class Package:
         model_bytes: size of the model file(s).
         seconds: that it took to make and judge.
         search: how the nodes that stayed in float were found; None where nothing was searched.
+        fusions: what ONNX Runtime fuses in the file; None where the target's provider is not here or not known.
     """
 
     folder: Path
@@ -59,6 +62,7 @@ class Package:
     model_bytes: int
     seconds: float
     search: Search | None = None
+    fusions: Fusions | None = None
 
     def formats(self) -> str:
         """Its number formats in words, with what is in float and how that was found."""
@@ -130,11 +134,12 @@ def make_package(
         encode = package_encoder(model.encode, target)
         graph = _fixed(encode, source, aside, target)
         if source == order.graph:
-            quantized = quantize(graph, aside / MODEL, scheme, calibrate, encode, order.seed)
+            some = golden if scheme.method == "float16" and calibrate is None else calibrate
+            quantized = quantize(graph, aside / MODEL, scheme, some, encode, order.seed)
         else:
             quantized = as_trained(graph, aside / MODEL, scheme, order.graph)
-        _check_size(_model_bytes(aside), target)
-        scorecard, verdict = judge(open_package(aside, model, target), _model_bytes(aside), ())
+        _check_size(model_bytes(aside / MODEL), target)
+        scorecard, verdict = judge(open_package(aside, model, target), model_bytes(aside / MODEL), ())
         found = None
         if order.limits and verdict and helps(verdict) and calibrate and source == order.graph and searchable(scheme):
             start = Start(
@@ -145,11 +150,11 @@ def make_package(
             quantized = made or quantized
         if order.trained and source == order.graph:
             quantized = replace(quantized, scheme=f"{quantized.scheme}, from the float weights")
+        fusions = count_fusions(aside / MODEL, graph, target)
         if graph != source:
             for part in aside.glob(f"{graph.name}*"):
                 part.unlink()
-        model_bytes = _model_bytes(aside)
-        _check_size(model_bytes, target)
+        _check_size(model_bytes(aside / MODEL), target)
         package = Package(
             folder=folder,
             target=target.id,
@@ -157,27 +162,27 @@ def make_package(
             scorecard=scorecard,
             verdict=verdict,
             checked=checked(target),
-            model_bytes=model_bytes,
+            model_bytes=model_bytes(aside / MODEL),
             seconds=time.monotonic() - started,
             search=found,
+            fusions=fusions,
         )
         predictor = open_package(aside, model, target)
         _write_sources(aside, model)
-        write_golden(aside / GOLDEN, predictor, golden, tolerance(scheme.method).largest, model.output)
+        within = tolerance(scheme.method).largest
+        samples = write_golden(aside / GOLDEN, predictor, golden, within, model.output)
+        if target.model.ort:
+            write_ort(aside / MODEL, target.hardware.arch, samples, within)
         write_text(aside / "README.md", card(package))
         write_json(aside / MANIFEST, _manifest(package, target, order, aside, model))
     return package
-
-
-def _model_bytes(folder: Path) -> int:
-    return sum(size_bytes(path) for path in folder.glob(f"{MODEL}*"))
 
 
 def _judging(judge: Judge, model: Model, target: Target) -> Judging:
     """What judges the model files of a search as it judges the package's."""
 
     def judged(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
-        card, verdict = judge(_open(path, model, target), size_bytes(path), left)
+        card, verdict = judge(_open(path, model, target), model_bytes(path), left)
         assert verdict
         return card, verdict
 
@@ -228,7 +233,7 @@ def read_package(folder: Path) -> Package:
     manifest = read_json(folder / MANIFEST)
     found = {name: manifest[name] for name in ("scorecard", "verdict", "checked", "model_bytes", "seconds")}
     found |= {"folder": folder, "target": manifest["target"]["id"], "quantized": manifest["quantization"]}
-    found |= {"search": manifest.get("search")}
+    found |= {"search": manifest.get("search"), "fusions": manifest.get("fusions")}
     return TypeAdapter(Package).validate_python(found)
 
 
@@ -293,17 +298,19 @@ def _open_in_older(folder: Path) -> None:
 
 def write_golden(
     folder: Path, predictor: OnnxPredictor, examples: Examples, tolerance: float, output: str = "logits"
-) -> None:
+) -> list[Inputs]:
     """Write inputs and expected outputs as raw little-endian files with an index that any language can read.
 
     `golden.json`: `samples`, each with `inputs` and `outputs` by name: `file`, `dtype`, `shape`, and for outputs
-    `atol`, the largest absolute difference to expect: `tolerance` times the largest logit.
+    `atol`, the largest absolute difference to expect: `tolerance` times the largest logit. Returns the inputs.
     """
     samples: list[dict[str, Any]] = []
+    given: list[Inputs] = []
     folder.mkdir()
     for i in range(min(GOLDEN_SAMPLES, len(examples))):
         inputs = predictor.encode(examples.rows([i]))
         inputs = {name: inputs[name] for name in predictor.input_types}
+        given.append(inputs)
         logits = predictor.run(inputs)
         atol = tolerance * float(np.abs(logits).max())
         samples.append(
@@ -313,6 +320,7 @@ def write_golden(
             }
         )
     write_json(folder / "golden.json", {"format": GOLDEN_FORMAT, "byte_order": "little", "samples": samples})
+    return given
 
 
 def _raw(folder: Path, name: str, array: NDArray[Any]) -> dict[str, Any]:
@@ -332,6 +340,7 @@ def _manifest(package: Package, target: Target, order: Order, folder: Path, mode
         "quantization": _plain(package.quantized),
         "asked": order.limits.asked if order.limits else None,
         "search": _plain(package.search) if package.search else None,
+        "fusions": _plain(package.fusions) if package.fusions else None,
         "parity": _plain(order.parity),
         "opset": order.opset,
         "max_length": max_length,

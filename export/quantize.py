@@ -11,15 +11,17 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from potstill.export.calibrate import Reader
-from potstill.export.graph import save_model
+from potstill.export.calibrate import Reader, calibration_indices
+from potstill.export.graph import data_file, save_model, too_large
+from potstill.export.half import EXAMPLES, Half, to_float16
 from potstill.export.ranges import float_tensors, observe
 from potstill.export.thresholds import BINNED, METHODS, minmax
 from potstill.targets.target import Scheme, Target
 from potstill.validate.data import Examples
-from potstill.validate.encoder import Encoder
+from potstill.validate.encoder import Encoder, Inputs
 from potstill.validate.errors import InputError
 from potstill.validate.fake_quant import Formats
 
@@ -38,6 +40,7 @@ class Quantized:
         weighted: nodes with weights (convolutions and matrix products) in the float graph.
         left_float: how many of them still compute in floating point.
         calibration_examples: that gave the activation ranges; 0 where none are needed.
+        float32_nodes: of a float16 graph, names of the nodes that were measured to need float32.
     """
 
     scheme: str
@@ -45,6 +48,7 @@ class Quantized:
     weighted: int
     left_float: int
     calibration_examples: int
+    float32_nodes: list[str] = Field(default_factory=list)
 
 
 def scheme_for(path: Path, target: Target) -> Scheme:
@@ -98,13 +102,13 @@ def quantize(
     """Write the graph at `path` in a scheme's number formats to `out`.
 
     Static: QDQ, ranges over calibration examples by the scheme's method. Dynamic: weights (embeddings too) as integers,
-    ranges of activations at run time. float16: inputs and outputs stay float32. By `onnxruntime.quantization`.
+    ranges of activations at run time. float16: see `to_float16`. By `onnxruntime.quantization`.
 
     Args:
         path: the float graph.
         out: the file to write.
         scheme: the number formats.
-        calibrate: examples for the ranges of a static scheme.
+        calibrate: examples for the ranges of a static scheme, or to find what float16 cannot hold.
         encode: of the model.
         seed: of the choice among the examples.
         keep_float: names of nodes, as `prepare` leaves them, that stay in floating point.
@@ -120,7 +124,7 @@ def quantize(
         if scheme.method == "float32":
             save_model(onnx.load(str(path)), out)
         elif scheme.method == "float16":
-            _to_float16(path, out)
+            return _half(path, scheme, to_float16(path, out, _some(path, calibrate, encode, seed)))
         else:
             prepare(path, prepared)
             used = (
@@ -128,18 +132,40 @@ def quantize(
                 if scheme.method == "static"
                 else _dynamic(prepared, out, scheme, keep_float)
             )
+            if data_file(out).is_file():  # what was too large for one file may fit now
+                save_model(onnx.load(str(out)), out)
             if keep_float:
                 _hold_float(out, keep_float)
     weighted, left = len(float_nodes(path)), len(float_nodes(out))
     if scheme.method in ("static", "dynamic") and weighted and left == weighted and not keep_float:
         raise InputError(f"none of the {weighted} weighted nodes could be quantised as {in_words(scheme)}")
-    return Quantized(in_words(scheme), scheme.why, weighted, 0 if scheme.method == "float16" else left, used)
+    return Quantized(in_words(scheme), scheme.why, weighted, left, used)
 
 
 def prepare(path: Path, out: Path) -> None:
     """Write the graph as it is quantised: batch norms folded, shapes inferred, every node with a name."""
-    quant_pre_process(str(path), str(out), skip_symbolic_shape=True)
+    quant_pre_process(
+        str(path),
+        str(out),
+        skip_symbolic_shape=True,
+        save_as_external_data=too_large(path),
+        external_data_location=data_file(out).name,
+    )
     _mend(out)
+
+
+def _some(path: Path, examples: Examples | None, encode: Encoder, seed: int) -> list[Inputs]:
+    """The graph's inputs of a few examples, one by one."""
+    names = [one.name for one in onnx.load(str(path), load_external_data=False).graph.input]
+    chosen = calibration_indices(examples, seed)[:EXAMPLES].tolist() if examples is not None else []
+    encoded = [encode(examples.rows([i])) for i in chosen] if examples is not None else []
+    return [{name: one[name] for name in names} for one in encoded]
+
+
+def _half(path: Path, scheme: Scheme, made: Half) -> Quantized:
+    kept = made.float32_nodes
+    words = f"float16, {len(kept)} of {made.nodes} nodes in float32" if kept else "float16"
+    return Quantized(words, scheme.why, len(float_nodes(path)), 0, 0, kept)
 
 
 def _static(
@@ -200,6 +226,7 @@ def _write_static(path: Path, out: Path, scheme: Scheme, ranges: Path, keep_floa
         nodes_to_exclude=[*_activation_products(path), *keep_float],
         extra_options={"ActivationSymmetric": scheme.activation == "int8"},
         calibration_cache_path=ranges,
+        use_external_data_format=too_large(path),
     )
 
 
@@ -229,6 +256,7 @@ def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -
         per_channel=scheme.per_channel,
         reduce_range=scheme.reduce_range,
         weight_type=TYPES[str(scheme.weight)],
+        use_external_data_format=too_large(path),
     )
     return 0
 
@@ -257,13 +285,6 @@ def _hold_float(path: Path, names: Sequence[str]) -> None:
         model.graph.node.extend(kept)
         model.graph.initializer.append(numpy_helper.from_array(np.finfo(np.float32).min, LEAST))
         save_model(model, path)
-
-
-def _to_float16(path: Path, out: Path) -> None:
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
-    model = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
-    save_model(model, out)
 
 
 def _mend(path: Path) -> None:

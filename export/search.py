@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from potstill.export.calibrate import calibration_indices
+from potstill.export.graph import model_bytes
 from potstill.export.quantize import Quantized, prepare, quantize
 from potstill.export.search_record import Ended, Search, Try
 from potstill.export.sensitivity import Graph, Sensitivity, apart, sensitivities
@@ -247,7 +248,7 @@ class _Search:
                 left_float=sorted(nodes),
                 int8_share=self.share(nodes),
                 distance=float(apart(self._float_rows, rows, self.start.model).mean()),
-                size_bytes=path.stat().st_size,
+                size_bytes=model_bytes(path),
                 seconds=time.monotonic() - started,
             )
 

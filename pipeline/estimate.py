@@ -19,8 +19,10 @@ from potstill.compress.distill import Distill, rehearsal
 from potstill.compress.prune import Prune
 from potstill.compress.qat import Qat, quantized
 from potstill.pipeline.ledger import size_in_words
+from potstill.pipeline.packing import graph_step
 from potstill.pipeline.run import Run
 from potstill.pipeline.stages import STAGES
+from potstill.targets.target import OPSETS
 from potstill.validate.data import Examples
 from potstill.validate.errors import InputError
 from potstill.validate.fake_quant import Formats
@@ -141,7 +143,7 @@ def _what(run: Run, step: str) -> str:
         "1-student": "make and judge the student",
         "graph": "the float32 ONNX graph, compared with the model",
         "reference": "the teacher's own ONNX; time all in turn",
-    }.get(step, "quantise, judge in ONNX Runtime, profile")
+    }.get("graph" if step.startswith("graph-") else step, "quantise, judge in ONNX Runtime, profile")
 
 
 def _costs(run: Run, student: Model, device: torch.device, left: set[str]) -> Callable[[str], float]:
@@ -152,8 +154,9 @@ def _costs(run: Run, student: Model, device: torch.device, left: set[str]) -> Ca
     student_seconds = _predicting(run, student, device) * examples
     one_by_one = _predicting(run, student, torch.device("cpu"), batch=1) * examples if run.recipe.targets else 0.0
     exporting = EXPORT_SECONDS + EXPORT_SECONDS_PER_MB * student.parameters * 4 / 1e6
-    making = {"graph": exporting, "reference": exporting}
-    judging = {"0-teacher": teacher_seconds, "1-student": student_seconds, "graph": 0.0, "reference": 0.0}
+    graphs = {graph_step(opset) for opset in OPSETS}
+    making = dict.fromkeys((*graphs, "reference"), exporting)
+    judging = {"0-teacher": teacher_seconds, "1-student": student_seconds, **dict.fromkeys((*graphs, "reference"), 0.0)}
     for index, (spec, stage) in enumerate(zip(run.recipe.stages, run.recipe.build_stages(STAGES), strict=True)):
         name = f"{index + 2}-{spec.name}"
         making[name], judging[name] = _training(run, stage, student, device) if name in left else 0.0, student_seconds

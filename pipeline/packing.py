@@ -30,7 +30,7 @@ from potstill.pipeline.ledger import Entry, package_entry
 from potstill.targets import local
 from potstill.targets.host import here
 from potstill.targets.measurement import Comparison, Measurement
-from potstill.targets.target import load_target
+from potstill.targets.target import Target, load_target
 from potstill.validate.files import read_json
 from potstill.validate.gate import Verdict
 from potstill.validate.onnx_file import OnnxModule, opset_of
@@ -42,8 +42,18 @@ from potstill.validate.task import Model
 if TYPE_CHECKING:
     from potstill.pipeline.run import Run
 
-OPSET = 20
+OPSET = 20  # where a target has no wish
 TRAINED = "trained.onnx"  # the graph that holds the integers of quantisation-aware training
+
+
+def wanted_opset(target: Target) -> int:
+    """The opset of a target's graph: its own wish, or `OPSET`."""
+    return target.model.opset or OPSET
+
+
+def graph_step(opset: int) -> str:
+    """The name of the step that exports a graph; targets of the same opset share it."""
+    return "graph" if opset == OPSET else f"graph-{opset}"
 
 
 class Packing:
@@ -58,11 +68,13 @@ class Packing:
         """The steps in order; `key` is of the last model, `teacher` the teacher's."""
         make, cache, seed, steps = self.run.cache.key, self.run.cache, self.run.recipe.seed, list[Planned]()
         samples = self.run.material.samples.digest
-        key = make("graph", previous=key, opset=OPSET, samples=samples)
-        steps.append(Planned("graph", key, cache.done("graph", key)))
-        for name in self.run.recipe.targets:
-            target = load_target(name).model_dump(mode="json")
-            step_key = make("package", graph=key, target=target, seed=seed)
+        targets, graphs = [load_target(name) for name in self.run.recipe.targets], dict[int, str]()
+        for opset in dict.fromkeys(map(wanted_opset, targets)):
+            graphs[opset] = make("graph", previous=key, opset=opset, samples=samples)
+            steps.append(Planned(graph_step(opset), graphs[opset], cache.done(graph_step(opset), graphs[opset])))
+        for one in targets:
+            target = one.model_dump(mode="json")
+            step_key = make("package", graph=graphs[wanted_opset(one)], target=target, seed=seed)
             folder = self.run.out / "packages" / target["id"]
             done = searching.manifest_of(folder, step_key) is not None
             judged = self.run.judge.predicted(searching.key_of(folder, step_key, self._on_here(step_key)))
@@ -73,8 +85,7 @@ class Packing:
 
     def __call__(self, model: Model) -> Comparison:
         """A package for each target, all of them before a failed gate stops the run; then all timed in turn."""
-        graphs = self._graphs(model)
-        packages = [self._package(model, name, *graphs) for name in self.run.recipe.targets]
+        packages = [self._package(model, load_target(name)) for name in self.run.recipe.targets]
         reference, threads = self._reference(), self.run.recipe.profile.threads or 1
         found: Comparison = self.run.measured(
             "comparison",
@@ -84,29 +95,32 @@ class Packing:
         )
         return found
 
-    def _graphs(self, model: Model) -> tuple[Path, Parity, tuple[Path, Parity] | None]:
-        """The float32 graph, and after quantisation-aware training that with the trained integers; for all targets."""
-        key = self.run.keys["graph"]
-        if not self.run.cache.done("graph", key):
+    def _graphs(self, model: Model, opset: int) -> tuple[Path, Parity, tuple[Path, Parity] | None]:
+        """The float32 graph, and after quantisation-aware training that with the trained integers.
+
+        They are made once for all targets of an opset. An ONNX file keeps its own.
+        """
+        step = graph_step(opset)
+        key = self.run.keys[step]
+        if not self.run.cache.done(step, key):
             taken = isinstance(model.module, OnnxModule)
-            how = "the file's own, compared with it" if taken else f"torch to ONNX, opset {OPSET}, compared with torch"
-            self.run.say("graph", how)
-            with self.run.cache.making("graph", key) as (folder, record):
-                parity = export_graph(model.in_float(), self.run.material.samples, folder / MODEL, OPSET)
+            how = "the file's own, compared with it" if taken else f"torch to ONNX, opset {opset}, compared with torch"
+            self.run.say(step, how)
+            with self.run.cache.making(step, key) as (folder, record):
+                parity = export_graph(model.in_float(), self.run.material.samples, folder / MODEL, opset)
                 record["parity"] = dataclasses.asdict(parity)
                 if isinstance(model.module, FakeQuantized):
-                    trained = export_graph(model, self.run.material.samples, folder / TRAINED, OPSET)
+                    trained = export_graph(model, self.run.material.samples, folder / TRAINED, opset)
                     record["trained"] = dataclasses.asdict(trained)
-        place = self.run.cache.place("graph", key)
+        place = self.run.cache.place(step, key)
         record = read_json(place / "record.json")
         own = (place / TRAINED, Parity(**record["trained"])) if "trained" in record else None
         return place / MODEL, Parity(**record["parity"]), own
 
-    def _package(
-        self, model: Model, name: str, graph: Path, parity: Parity, trained: tuple[Path, Parity] | None
-    ) -> Path:
+    def _package(self, model: Model, target: Target) -> Path:
         """One target's package, judged and profiled; an entry of the ledger."""
-        target = load_target(name)
+        opset = wanted_opset(target)
+        graph, parity, trained = self._graphs(model, opset)
         step, folder = f"packages/{target.id}", self.run.out / "packages" / target.id
         key, limits = self.run.keys[step], searching.limits(self.run.material, self.run.cache, self.run.keys[step])
         subject = Subject(
@@ -204,5 +218,6 @@ class Packing:
             **vars(found),
         )
         limits = [*self.run.material.warnings, *([] if package.checked["as_target"] else [package.checked["note"]])]
+        limits += package.fusions.warnings if package.fusions else []
         steps = [step for step in self.run.entries if step.kind != "package"]
         return model_card(f"Package for {package.target}", self.run.plain, [*steps, entry], limits)

@@ -31,9 +31,6 @@ from potstill.validate.onnx_file import OnnxModule
 from potstill.validate.predictor import TorchPredictor, best_device
 from potstill.validate.task import Model
 
-OPSET = 20
-TRAINED = "trained.onnx"  # the graph that holds the integers of quantisation-aware training
-
 
 class Run:
     """A recipe at work in a folder.

@@ -10,6 +10,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from potstill.targets.target import Target
 from potstill.validate.errors import InputError
+from potstill.validate.external_data import check_external_data
 from potstill.validate.files import read_json
 
 GOLDEN_FORMAT = "potstill-golden/1"
@@ -68,11 +69,12 @@ class Package:
 def read_package(folder: Path) -> Package:
     """The package in a folder, with the golden sample whose inputs are of median size.
 
-    Raises InputError where the folder is no package, a file is missing or malformed, or a path leaves it.
+    Raises InputError where the folder is no package, a file is missing or malformed, or a path leaves it; weights too.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a package, the folder that `potstill export` writes")
     model = _inside(folder, "model.onnx")
+    check_external_data(model)
     manifest = _parse(_inside(folder, "manifest.json"), _Manifest)
     golden_file = _inside(folder, "golden/golden.json")
     golden = _parse(golden_file, _Golden)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from potstill.validate.errors import InputError, did_you_mean
 
+OPSETS = range(17, 24)  # from LayerNormalization to Attention; all of them tried on ONNX Runtime 1.31.1
 Calibration = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 
 
@@ -89,11 +90,23 @@ class Runtime(_Part):
 
 
 class ModelForm(_Part):
-    """The form of the file: preferred opset, shapes, and the largest file in MB (10^6 bytes)."""
+    """The form of the file: preferred opset, shapes, and the largest file in MB (10^6 bytes).
+
+    `ort`: a copy in ONNX Runtime's own format too, with the operators that a reduced build of the runtime needs.
+    Raises ValueError for an opset that cannot be written.
+    """
 
     opset: int | None = None
     shapes: Literal["dynamic", "static"]
     max_file_mb: int | None = None
+    ort: bool = False
+
+    @field_validator("opset")
+    @classmethod
+    def _writable(cls, opset: int | None) -> int | None:
+        if opset is not None and opset not in OPSETS:
+            raise ValueError(f"graphs are written in opsets {OPSETS.start} to {OPSETS.stop - 1}")
+        return opset
 
 
 class Profile(_Part):

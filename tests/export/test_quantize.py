@@ -127,9 +127,12 @@ def test_dynamic_format_of_a_transformer(bert: tuple[Path, Model], tmp_path: Pat
     assert (tmp_path / "q.onnx").stat().st_size < path.stat().st_size
 
 
-def test_float16_keeps_inputs_and_outputs(bert: tuple[Path, Model], tmp_path: Path) -> None:
+def test_float16_keeps_inputs_and_outputs(
+    bert: tuple[Path, Model], texts: dict[str, Path], tmp_path: Path
+) -> None:  # fmt: skip
     path, model = bert
-    quantize(path, tmp_path / "q.onnx", Scheme(method="float16", why="test"), None, model.encode, 0)
+    some = load_examples(str(texts["calibrate"]), ("text",), {"text": "sentence"})
+    quantize(path, tmp_path / "q.onnx", Scheme(method="float16", why="test"), some, model.encode, 0)
     inputs = model.encode({"text": ["the film is very good"]})
     assert sqnr(tmp_path / "q.onnx", path, inputs) > 45
     assert onnxruntime.InferenceSession(tmp_path / "q.onnx").get_outputs()[0].type == "tensor(float)"

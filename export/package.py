@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from potstill.export.context import Context, on_npu
 from potstill.export.graph import Parity, export_graph, fix_shapes
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
+from potstill.export.rewrites import suit
 from potstill.export.search import Judging, Limits, Start, helps, search, searchable
 from potstill.export.search_record import Search
+from potstill.targets.coverage import Coverage
 from potstill.targets.host import here, runs_here
 from potstill.targets.request import GOLDEN_FORMAT
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
@@ -53,6 +56,8 @@ class Package:
         model_bytes: size of the model file(s).
         seconds: that it took to make and judge.
         search: how the nodes that stayed in float were found; None where nothing was searched.
+        coverage: which nodes the target's provider takes; None where that is the CPU's own.
+        context: what became of the context binary; None where the target wants none.
     """
 
     folder: Path
@@ -64,6 +69,8 @@ class Package:
     model_bytes: int
     seconds: float
     search: Search | None = None
+    coverage: Coverage | None = None
+    context: Context | None = None
 
     def formats(self) -> str:
         """Its number formats in words, with what is in float and how that was found."""
@@ -71,6 +78,12 @@ class Package:
         left = f"{made.left_float} of {made.weighted} weighted nodes in float"
         told = [made.scheme, left if made.left_float and made.scheme != "float32" else ""]
         return ", ".join(filter(None, [*told, self.search.in_words() if self.search else ""]))
+
+    def on_target(self) -> list[str]:
+        """Sentences on where its target will run the nodes, and on what was compiled for it."""
+        context = self.context
+        told = [self.coverage.in_words() if self.coverage else "", context.in_words() if context else ""]
+        return [one for one in told if one]
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,7 @@ def make_package(
         source, order = _source(model, order, scheme)
         encode = package_encoder(model.encode, target)
         graph = _fixed(encode, source, aside, target)
+        rewritten = suit(graph, target) if graph != source and source == order.graph else {}
         if source == order.graph:
             quantized = quantize(graph, aside / MODEL, scheme, calibrate, encode, order.seed)
         else:
@@ -155,6 +169,9 @@ def make_package(
                 part.unlink()
         model_bytes = _model_bytes(aside)
         _check_size(model_bytes, target)
+        predictor, tolerance = open_package(aside, model, target), GOLDEN_TOLERANCE[scheme.method]
+        write_golden(aside / GOLDEN, predictor, golden, tolerance, model.output)
+        context, coverage = on_npu(aside / MODEL, aside / GOLDEN, target, tolerance)
         package = Package(
             folder=folder,
             target=target.id,
@@ -165,12 +182,13 @@ def make_package(
             model_bytes=model_bytes,
             seconds=time.monotonic() - started,
             search=found,
+            coverage=coverage,
+            context=context,
         )
-        predictor = open_package(aside, model, target)
         _write_sources(aside, model)
-        write_golden(aside / GOLDEN, predictor, golden, GOLDEN_TOLERANCE[scheme.method], model.output)
         write_text(aside / "README.md", card(package))
-        write_json(aside / MANIFEST, _manifest(package, target, order, aside, model))
+        manifest = _manifest(package, target, order, aside, model)
+        write_json(aside / MANIFEST, manifest | {"rewritten": rewritten})
     return package
 
 
@@ -233,7 +251,7 @@ def read_package(folder: Path) -> Package:
     manifest = read_json(folder / MANIFEST)
     found = {name: manifest[name] for name in ("scorecard", "verdict", "checked", "model_bytes", "seconds")}
     found |= {"folder": folder, "target": manifest["target"]["id"], "quantized": manifest["quantization"]}
-    found |= {"search": manifest.get("search")}
+    found |= {name: manifest.get(name) for name in ("search", "coverage", "context")}
     return TypeAdapter(Package).validate_python(found)
 
 
@@ -343,6 +361,8 @@ def _manifest(package: Package, target: Target, order: Order, folder: Path, mode
         "quantization": _plain(package.quantized),
         "asked": order.limits.asked if order.limits else None,
         "search": _plain(package.search) if package.search else None,
+        "coverage": _plain(package.coverage) if package.coverage else None,
+        "context": _plain(package.context) if package.context else None,
         "parity": _plain(order.parity),
         "opset": order.opset,
         "max_length": max_length,

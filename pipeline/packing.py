@@ -127,6 +127,8 @@ class Packing:
                 card=lambda package: self._card(package, model, judged(package)),
             )
         made = read_package(folder)
+        for said in made.on_target():
+            self.run.say(target.id, said)
         found = judged(made)
         self.run.keys[step] = searching.known_by(subject, made).key
         package = reseal(
@@ -184,4 +186,5 @@ class Packing:
         )
         limits = [*self.run.material.warnings, *([] if package.checked["as_target"] else [package.checked["note"]])]
         steps = [step for step in self.run.entries if step.kind != "package"]
-        return model_card(f"Package for {package.target}", self.run.plain, [*steps, entry], limits)
+        said = package.on_target()
+        return model_card(f"Package for {package.target}", self.run.plain, [*steps, entry], limits, said)

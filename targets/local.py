@@ -60,14 +60,16 @@ def compare(
     return compared(reply, [package.name for package in packages])
 
 
-def ask_agent(request: dict[str, Any], *, python: str = sys.executable, timeout_s: float = 900) -> dict[str, Any]:
-    """Run the agent on a request in a fresh process and folder, and return its reply."""
+def ask_agent(
+    request: dict[str, Any], *, python: str = sys.executable, timeout_s: float = 900, program: Path = AGENT
+) -> dict[str, Any]:
+    """Run the agent, or another program like it, on a request in a fresh process and folder, and return its reply."""
     with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
         file = Path(folder, "request.json")
         write_json(file, request)
         try:
             done = subprocess.run(
-                [python, "-P", str(AGENT), str(file)], cwd=folder, capture_output=True, timeout=timeout_s, check=False
+                [python, "-P", str(program), str(file)], cwd=folder, capture_output=True, timeout=timeout_s, check=False
             )
         except subprocess.TimeoutExpired:
             raise Unreachable(

@@ -12,12 +12,15 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from potstill.export.checked import checked, tolerance
+from potstill.export.context import Context, on_npu
 from potstill.export.fusions import Fusions, count_fusions
 from potstill.export.graph import Parity, export_graph, fix_shapes, model_bytes
 from potstill.export.ort_format import write_ort
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
+from potstill.export.rewrites import suit
 from potstill.export.search import Judging, Limits, Start, helps, search, searchable
 from potstill.export.search_record import Search
+from potstill.targets.coverage import Coverage
 from potstill.targets.request import GOLDEN_FORMAT
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
 from potstill.validate.checkpoint import LABELS
@@ -51,6 +54,8 @@ class Package:
         seconds: that it took to make and judge.
         search: how the nodes that stayed in float were found; None where nothing was searched.
         fusions: what ONNX Runtime fuses in the file; None where the target's provider is not here or not known.
+        coverage: which nodes the target's provider takes; None where that is the CPU's own.
+        context: what became of the context binary; None where the target wants none.
     """
 
     folder: Path
@@ -63,6 +68,8 @@ class Package:
     seconds: float
     search: Search | None = None
     fusions: Fusions | None = None
+    coverage: Coverage | None = None
+    context: Context | None = None
 
     def formats(self) -> str:
         """Its number formats in words, with what is in float and how that was found."""
@@ -70,6 +77,12 @@ class Package:
         left = f"{made.left_float} of {made.weighted} weighted nodes in float"
         told = [made.scheme, left if made.left_float and made.scheme != "float32" else ""]
         return ", ".join(filter(None, [*told, self.search.in_words() if self.search else ""]))
+
+    def on_target(self) -> list[str]:
+        """Sentences on where its target will run the nodes, and on what was compiled for it."""
+        context = self.context
+        told = [self.coverage.in_words() if self.coverage else "", context.in_words() if context else ""]
+        return [one for one in told if one]
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,7 @@ def make_package(
         source, order = _source(model, order, scheme)
         encode = package_encoder(model.encode, target)
         graph = _fixed(encode, source, aside, target)
+        rewritten = suit(graph, target) if graph != source and source == order.graph else {}
         if source == order.graph:
             some = golden if scheme.method == "float16" and calibrate is None else calibrate
             quantized = quantize(graph, aside / MODEL, scheme, some, encode, order.seed)
@@ -155,6 +169,11 @@ def make_package(
             for part in aside.glob(f"{graph.name}*"):
                 part.unlink()
         _check_size(model_bytes(aside / MODEL), target)
+        within = tolerance(scheme.method).largest
+        samples = write_golden(aside / GOLDEN, open_package(aside, model, target), golden, within, model.output)
+        if target.model.ort:
+            write_ort(aside / MODEL, target.hardware.arch, samples, within)
+        context, coverage = on_npu(aside / MODEL, aside / GOLDEN, target, within)
         package = Package(
             folder=folder,
             target=target.id,
@@ -166,15 +185,13 @@ def make_package(
             seconds=time.monotonic() - started,
             search=found,
             fusions=fusions,
+            coverage=coverage,
+            context=context,
         )
-        predictor = open_package(aside, model, target)
         _write_sources(aside, model)
-        within = tolerance(scheme.method).largest
-        samples = write_golden(aside / GOLDEN, predictor, golden, within, model.output)
-        if target.model.ort:
-            write_ort(aside / MODEL, target.hardware.arch, samples, within)
         write_text(aside / "README.md", card(package))
-        write_json(aside / MANIFEST, _manifest(package, target, order, aside, model))
+        manifest = _manifest(package, target, order, aside, model)
+        write_json(aside / MANIFEST, manifest | {"rewritten": rewritten})
     return package
 
 
@@ -233,7 +250,7 @@ def read_package(folder: Path) -> Package:
     manifest = read_json(folder / MANIFEST)
     found = {name: manifest[name] for name in ("scorecard", "verdict", "checked", "model_bytes", "seconds")}
     found |= {"folder": folder, "target": manifest["target"]["id"], "quantized": manifest["quantization"]}
-    found |= {"search": manifest.get("search"), "fusions": manifest.get("fusions")}
+    found |= {name: manifest.get(name) for name in ("search", "fusions", "coverage", "context")}
     return TypeAdapter(Package).validate_python(found)
 
 
@@ -341,6 +358,8 @@ def _manifest(package: Package, target: Target, order: Order, folder: Path, mode
         "asked": order.limits.asked if order.limits else None,
         "search": _plain(package.search) if package.search else None,
         "fusions": _plain(package.fusions) if package.fusions else None,
+        "coverage": _plain(package.coverage) if package.coverage else None,
+        "context": _plain(package.context) if package.context else None,
         "parity": _plain(order.parity),
         "opset": order.opset,
         "max_length": max_length,

@@ -3,6 +3,7 @@
 Written from the run's record alone, so that it cannot say more than was measured.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -12,7 +13,9 @@ from potstill.validate.gate import Verdict
 from potstill.validate.scorecard import Scorecard
 
 
-def model_card(title: str, recipe: dict[str, Any], steps: list[Entry], limits: list[str]) -> str:
+def model_card(
+    title: str, recipe: dict[str, Any], steps: list[Entry], limits: list[str], on_target: Sequence[str] = ()
+) -> str:
     """A card in the hub's format.
 
     Args:
@@ -20,6 +23,7 @@ def model_card(title: str, recipe: dict[str, Any], steps: list[Entry], limits: l
         recipe: as plain data.
         steps: the ledger so far, the teacher first.
         limits: sentences on what was not checked.
+        on_target: sentences on where the target will run the nodes.
     """
     teacher = recipe["teacher"]["checkpoint"]
     hub_name = teacher if not teacher.startswith(("/", ".")) and ":" not in teacher else None
@@ -50,6 +54,7 @@ def model_card(title: str, recipe: dict[str, Any], steps: list[Entry], limits: l
         *[_row(entry.name, entry.scorecard, entry.verdict) for entry in steps],
         "",
         *_elsewhere(steps[-1]),
+        *(["## On the target", "", *[f"- {said}" for said in on_target], ""] if on_target else []),
         "## Not measured",
         "",
         *[f"- {limit}" for limit in [*limits, "Any data but that named above; other slices, languages and domains."]],

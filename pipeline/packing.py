@@ -160,6 +160,8 @@ class Packing:
                 card=lambda package: self._card(package, model, judged(package)),
             )
         made = read_package(folder)
+        for line in made.on_target():
+            self.run.say(target.id, line)
         found, known = judged(made), searching.known_by(subject, made)
         self.run.keys[step] = known.key
         emulated, why_not = self.emulation(known, folder / MODEL, target, scheme_for(graph, target).method, model.read)
@@ -220,4 +222,5 @@ class Packing:
         limits = [*self.run.material.warnings, *([] if package.checked["as_target"] else [package.checked["note"]])]
         limits += package.fusions.warnings if package.fusions else []
         steps = [step for step in self.run.entries if step.kind != "package"]
-        return model_card(f"Package for {package.target}", self.run.plain, [*steps, entry], limits)
+        said = package.on_target()
+        return model_card(f"Package for {package.target}", self.run.plain, [*steps, entry], limits, said)

@@ -67,8 +67,9 @@ def ask_agent(
     python: str | Sequence[str] = sys.executable,
     timeout_s: float = 900,
     environment: Mapping[str, str] | None = None,
+    program: Path = AGENT,
 ) -> dict[str, Any]:
-    """Run the agent on a request in a fresh process and folder, and return its reply.
+    """Run the agent, or another program like it, on a request in a fresh process and folder, and return its reply.
 
     `python` is an interpreter, or the words of a command that is one; `environment` is added to this process's own.
     """
@@ -78,7 +79,7 @@ def ask_agent(
         write_json(file, request)
         try:
             done = subprocess.run(
-                [*command, "-P", str(AGENT), str(file)],
+                [*command, "-P", str(program), str(file)],
                 cwd=folder,
                 env={**os.environ, **(environment or {})},
                 capture_output=True,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from potstill.validate.errors import InputError, did_you_mean
 
 OPSETS = range(17, 24)  # from LayerNormalization to Attention; all of them tried on ONNX Runtime 1.31.1
+QNN = "QNNExecutionProvider"
 Calibration = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 
 
@@ -93,6 +94,7 @@ class ModelForm(_Part):
     """The form of the file: preferred opset, shapes, and the largest file in MB (10^6 bytes).
 
     `ort`: a copy in ONNX Runtime's own format too, with the operators that a reduced build of the runtime needs.
+    `compiler`: what compiles the file ahead for the one chip that the provider's options name.
     Raises ValueError for an opset that cannot be written.
     """
 
@@ -100,6 +102,7 @@ class ModelForm(_Part):
     shapes: Literal["dynamic", "static"]
     max_file_mb: int | None = None
     ort: bool = False
+    compiler: Literal["onnxruntime-qnn"] | None = None
 
     @field_validator("opset")
     @classmethod
@@ -140,6 +143,15 @@ class Target(_Part):
     emulate: Emulate | None = None
     sources: dict[str, str] = {}
     inherited: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _can_be_compiled(self) -> Self:
+        options = self.runtime.provider_options.get(QNN, {})
+        if self.model.compiler and (self.runtime.providers[:1] != [QNN] or "soc_model" not in options):
+            raise ValueError(f"model.compiler {self.model.compiler} needs {QNN} first, with a soc_model in its options")
+        if self.model.compiler and self.model.shapes != "static":
+            raise ValueError(f"model.compiler {self.model.compiler} needs model.shapes static: it takes no other graph")
+        return self
 
 
 _HEAD = ("id", "title", "extends", "sources", "inherited")
@@ -183,8 +195,8 @@ def describe(target: Target) -> list[tuple[str, str, str]]:
 
 
 def _text(field: str, value: Any) -> str:
-    if value is None:  # a scheme or an emulator that is left out is a choice, not a gap
-        return "none" if field == "emulate" or field.startswith("quantize.") else "unknown"
+    if value is None:  # a scheme, a compiler or an emulator that is left out is a choice, not a gap
+        return "none" if field in ("emulate", "model.compiler") or field.startswith("quantize.") else "unknown"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, dict)):
@@ -294,7 +306,9 @@ def _explain(error: ValidationError) -> Iterator[str]:
     """One clause for each fault, naming the key."""
     for fault in error.errors(include_url=False):
         where = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "extra_forbidden":
+        if not where:
+            yield fault["msg"].removeprefix("Value error, ")
+        elif fault["type"] == "extra_forbidden":
             yield f"{where}: unknown key{did_you_mean(str(fault['loc'][-1]), _keys_at(fault['loc'][:-1]))}"
         else:
             yield f"{where}: {fault['msg'].removeprefix('Value error, ')}, got {fault['input']!r}"

@@ -1,0 +1,173 @@
+"""The same graph in operators that an NPU's provider takes, so that it does not fall into parts.
+
+Each rewrite computes the same numbers. It is written in the operators that the provider lists; see docs/decisions.md
+for what each one cures.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, helper, numpy_helper
+
+from potstill.export.graph import save_model
+from potstill.targets.coverage import COREML
+from potstill.targets.target import QNN, Target
+
+
+class _Graph:
+    """A graph with its constants and shapes at hand, and names for new constants."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = model.graph
+        self.made_by = {name: node for node in self.graph.node for name in node.output}
+        self._constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        values = [*self.graph.input, *self.graph.output, *self.graph.value_info]
+        self._types = {value.name: value.type.tensor_type for value in values}
+
+    def constant(self, name: str) -> NDArray[Any] | None:
+        """A constant's value; None of what is computed."""
+        tensor = self._constants.get(name)
+        return None if tensor is None else numpy_helper.to_array(tensor)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """A fixed shape; None of one that is free or unknown."""
+        kind = self._types.get(name)
+        if kind is None or not kind.HasField("shape"):
+            return None
+        dims = kind.shape.dim
+        return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
+
+    def dtype(self, name: str) -> Any:
+        """The numpy type of a tensor's elements."""
+        return helper.tensor_dtype_to_np_dtype(self._types[name].elem_type)
+
+    def hold(self, name: str, value: NDArray[Any]) -> str:
+        """Add a constant and give its name."""
+        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        self.graph.initializer.append(self._constants[name])
+        return name
+
+    def finite(self) -> bool:
+        """Whether no constant is infinite or NaN, so that a Softmax has a largest input to compare with."""
+        floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+        held = (numpy_helper.to_array(one) for one in self.graph.initializer if one.data_type in floats)
+        return all(bool(np.isfinite(value).all()) for value in held)
+
+
+Rewrite = Callable[[NodeProto, _Graph], list[NodeProto] | None]
+
+
+def _gather_nd(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
+    """GatherND whose constant indices name every element in order is a Reshape: a mask is read so."""
+    indices, shape, out = graph.constant(node.input[1]), graph.shape(node.input[0]), graph.shape(node.output[0])
+    if node.attribute or indices is None or shape is None or out is None or indices.shape[-1] != len(shape):
+        return None
+    in_order = np.stack(np.unravel_index(np.arange(int(np.prod(shape))), shape), axis=-1)
+    if not np.array_equal(indices.reshape(-1, len(shape)), in_order):
+        return None
+    wanted = graph.hold(f"{node.name}_shape", np.array(out, dtype=np.int64))
+    return [helper.make_node("Reshape", [node.input[0], wanted], node.output, name=node.name)]
+
+
+def _gather_one(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
+    """Gather of one place along an axis is a Slice and a Squeeze: the first token is read so."""
+    index, shape = graph.constant(node.input[1]), graph.shape(node.input[0])
+    if index is None or index.ndim or shape is None or graph.constant(node.input[0]) is not None:
+        return None
+    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0) % len(shape)
+    place = int(index) % shape[axis]
+    ends = {"starts": place, "ends": place + 1, "axes": axis}
+    held = [graph.hold(f"{node.name}_{name}", np.array([value], dtype=np.int64)) for name, value in ends.items()]
+    cut = f"{node.output[0]}_cut"
+    return [
+        helper.make_node("Slice", [node.input[0], *held], [cut], name=f"{node.name}_slice"),
+        helper.make_node("Squeeze", [cut, held[-1]], node.output, name=node.name),
+    ]
+
+
+def _pad(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
+    """Pad with a constant along one axis is a Concat: a shortcut with more channels is padded so."""
+    mode = next((attribute.s for attribute in node.attribute if attribute.name == "mode"), b"constant")
+    pads, shape = graph.constant(node.input[1]), graph.shape(node.input[0])
+    value = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+    if mode != b"constant" or len(node.input) > 3 or pads is None or value is None or shape is None:
+        return None
+    ends = pads.reshape(2, len(shape))
+    padded = np.flatnonzero(ends.any(axis=0))
+    if len(padded) != 1 or ends.min() < 0:
+        return None
+    axis, parts = int(padded[0]), [node.input[0]]
+    for side, count in enumerate(ends[:, axis].tolist()):
+        if count:
+            block = np.full((*shape[:axis], count, *shape[axis + 1 :]), value, dtype=graph.dtype(node.input[0]))
+            parts.insert(side * len(parts), graph.hold(f"{node.name}_{('before', 'after')[side]}", block))
+    return [helper.make_node("Concat", parts, node.output, name=node.name, axis=axis)]
+
+
+def _safe_softmax(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
+    """Where(IsNaN(s), c, s) of a Softmax s is s: with finite constants a row has a largest finite input.
+
+    It guards rows that are masked with minus infinity everywhere; a mask of finite numbers gives no NaN.
+    """
+    asked, source = graph.made_by.get(node.input[0]), graph.made_by.get(node.input[2])
+    if asked is None or asked.op_type != "IsNaN" or asked.input[0] != node.input[2]:
+        return None
+    if source is None or source.op_type != "Softmax" or not graph.finite():
+        return None
+    return [helper.make_node("Identity", [node.input[2]], node.output, name=node.name)]
+
+
+REWRITES: dict[str, dict[str, Rewrite]] = {
+    QNN: {"GatherND": _gather_nd},
+    COREML: {"GatherND": _gather_nd, "Gather": _gather_one, "Pad": _pad, "Where": _safe_softmax},
+}
+
+
+def suit(path: Path, target: Target) -> dict[str, int]:
+    """Rewrite a graph with fixed shapes in place for the target's first provider; count by operator what was replaced.
+
+    Constants are folded first, by ONNX Runtime's basic optimisations, as its quantiser does too. A provider without
+    rewrites leaves the file as it is.
+    """
+    rewrites = REWRITES.get(target.runtime.providers[0])
+    if not rewrites:
+        return {}
+    model = _folded(path)
+    graph, counted = _Graph(model), Counter[str]()
+    kept: list[NodeProto] = []
+    for node in model.graph.node:
+        rewrite = rewrites.get(node.op_type)
+        new = rewrite(node, graph) if rewrite else None
+        counted[node.op_type] += new is not None
+        kept += [node] if new is None else new
+    del model.graph.node[:]
+    model.graph.node.extend(_read(kept, {value.name for value in model.graph.output}))
+    save_model(model, path)
+    return {operator: count for operator, count in counted.items() if count}
+
+
+def _folded(path: Path) -> onnx.ModelProto:
+    """The model with its constants folded and every shape that follows from them."""
+    import onnxruntime
+    from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
+
+    plain = path.with_name("plain.onnx")
+    optimize_model(path, plain, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    model: onnx.ModelProto = ModelProtoWithShapeInfo(plain).model_with_shape_info
+    plain.unlink()
+    return model
+
+
+def _read(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
+    """Nodes without those whose results nobody reads any more."""
+    wanted, kept = set(outputs), list[NodeProto]()
+    for node in reversed(nodes):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            kept.append(node)
+    return kept[::-1]

@@ -2,30 +2,28 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from potstill.export.checked import checked, tolerance
 from potstill.export.context import Context, on_npu
 from potstill.export.fusions import Fusions, count_fusions
-from potstill.export.graph import Parity, export_graph, fix_shapes, model_bytes
+from potstill.export.golden import GOLDEN, write_golden
+from potstill.export.graph import Parity, fix_shapes, model_bytes
 from potstill.export.ort_format import write_ort
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
 from potstill.export.rewrites import suit
 from potstill.export.search import Judging, Limits, Start, helps, search, searchable
 from potstill.export.search_record import Search
 from potstill.targets.coverage import Coverage
-from potstill.targets.request import GOLDEN_FORMAT
-from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
+from potstill.targets.target import Scheme, Target
 from potstill.validate.checkpoint import LABELS
 from potstill.validate.data import Examples
-from potstill.validate.encoder import Encoder, Inputs, TextEncoder
+from potstill.validate.encoder import Encoder, TextEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.files import read_json, sha256_file, whole_folder, write_json, write_text
 from potstill.validate.gate import Verdict
@@ -34,9 +32,8 @@ from potstill.validate.quantized import FakeQuantized
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.task import Model
 
-GOLDEN_SAMPLES = 4
 Judge = Callable[[OnnxPredictor, int, tuple[str, ...]], tuple[Scorecard, Verdict | None]]
-MANIFEST, MODEL, GOLDEN = "manifest.json", "model.onnx", "golden"
+MANIFEST, MODEL = "manifest.json", "model.onnx"
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,7 @@ class Package:
         fusions: what ONNX Runtime fuses in the file; None where the target's provider is not here or not known.
         coverage: which nodes the target's provider takes; None where that is the CPU's own.
         context: what became of the context binary; None where the target wants none.
+        rewritten: how many places of the graph were written otherwise for the target's provider, by what was done.
     """
 
     folder: Path
@@ -70,6 +68,7 @@ class Package:
     fusions: Fusions | None = None
     coverage: Coverage | None = None
     context: Context | None = None
+    rewritten: dict[str, int] = field(default_factory=dict)
 
     def formats(self) -> str:
         """Its number formats in words, with what is in float and how that was found."""
@@ -144,30 +143,7 @@ def make_package(
     with whole_folder(folder) as aside:
         scheme = scheme_for(order.graph, target)
         source, order = _source(model, order, scheme)
-        encode = package_encoder(model.encode, target)
-        graph = _fixed(encode, source, aside, target)
-        rewritten = suit(graph, target) if graph != source and source == order.graph else {}
-        if source == order.graph:
-            some = golden if scheme.method == "float16" and calibrate is None else calibrate
-            quantized = quantize(graph, aside / MODEL, scheme, some, encode, order.seed)
-        else:
-            quantized = as_trained(graph, aside / MODEL, scheme, order.graph)
-        _check_size(model_bytes(aside / MODEL), target)
-        scorecard, verdict = judge(open_package(aside, model, target), model_bytes(aside / MODEL), ())
-        found = None
-        if order.limits and verdict and helps(verdict) and calibrate and source == order.graph and searchable(scheme):
-            start = Start(
-                graph, aside / MODEL, (scorecard, verdict), scheme, model, encode, calibrate, order.seed,
-                target.runtime.session_options,
-            )  # fmt: skip
-            found, made, scorecard, verdict = search(start, order.limits, _judging(judge, model, target))
-            quantized = made or quantized
-        if order.trained and source == order.graph:
-            quantized = replace(quantized, scheme=f"{quantized.scheme}, from the float weights")
-        fusions = count_fusions(aside / MODEL, graph, target)
-        if graph != source:
-            for part in aside.glob(f"{graph.name}*"):
-                part.unlink()
+        found = _write_model(aside, model, target, order, source, scheme, calibrate, golden, judge)
         _check_size(model_bytes(aside / MODEL), target)
         within = tolerance(scheme.method).largest
         samples = write_golden(aside / GOLDEN, open_package(aside, model, target), golden, within, model.output)
@@ -177,22 +153,62 @@ def make_package(
         package = Package(
             folder=folder,
             target=target.id,
-            quantized=quantized,
-            scorecard=scorecard,
-            verdict=verdict,
             checked=checked(target),
             model_bytes=model_bytes(aside / MODEL),
             seconds=time.monotonic() - started,
-            search=found,
-            fusions=fusions,
             coverage=coverage,
             context=context,
+            **found,
         )
         _write_sources(aside, model)
         write_text(aside / "README.md", card(package))
-        manifest = _manifest(package, target, order, aside, model)
-        write_json(aside / MANIFEST, manifest | {"rewritten": rewritten})
+        write_json(aside / MANIFEST, _manifest(package, target, order, aside, model))
     return package
+
+
+def _write_model(
+    aside: Path,
+    model: Model,
+    target: Target,
+    order: Order,
+    source: Path,
+    scheme: Scheme,
+    calibrate: Examples | None,
+    golden: Examples,
+    judge: Judge,
+) -> dict[str, Any]:
+    """Write the model file, searched where the gate is missed; what a package says of it, by name."""
+    encode, own, search_ = package_encoder(model.encode, target), source == order.graph, None
+    graph = _fixed(encode, source, aside, target)
+    rewritten = suit(graph, target) if graph != source and own else {}
+    if own:
+        some = golden if scheme.method == "float16" and calibrate is None else calibrate
+        quantized = quantize(graph, aside / MODEL, scheme, some, encode, order.seed)
+    else:
+        quantized = as_trained(graph, aside / MODEL, scheme, order.graph)
+    _check_size(model_bytes(aside / MODEL), target)
+    scorecard, verdict = judge(open_package(aside, model, target), model_bytes(aside / MODEL), ())
+    if order.limits and verdict and helps(verdict) and calibrate and own and searchable(scheme):
+        start = Start(
+            graph, aside / MODEL, (scorecard, verdict), scheme, model, encode, calibrate, order.seed,
+            target.runtime.session_options,
+        )  # fmt: skip
+        search_, made, scorecard, verdict = search(start, order.limits, _judging(judge, model, target))
+        quantized = made or quantized
+    if order.trained and own:
+        quantized = replace(quantized, scheme=f"{quantized.scheme}, from the float weights")
+    fusions = count_fusions(aside / MODEL, graph, target)
+    if graph != source:
+        for part in aside.glob(f"{graph.name}*"):
+            part.unlink()
+    return {
+        "quantized": quantized,
+        "scorecard": scorecard,
+        "verdict": verdict,
+        "search": search_,
+        "fusions": fusions,
+        "rewritten": rewritten,
+    }
 
 
 def _judging(judge: Judge, model: Model, target: Target) -> Judging:
@@ -251,6 +267,7 @@ def read_package(folder: Path) -> Package:
     found = {name: manifest[name] for name in ("scorecard", "verdict", "checked", "model_bytes", "seconds")}
     found |= {"folder": folder, "target": manifest["target"]["id"], "quantized": manifest["quantization"]}
     found |= {name: manifest.get(name) for name in ("search", "fusions", "coverage", "context")}
+    found |= {"rewritten": manifest.get("rewritten", {})}
     return TypeAdapter(Package).validate_python(found)
 
 
@@ -313,39 +330,6 @@ def _open_in_older(folder: Path) -> None:
             write_json(path, config | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
-def write_golden(
-    folder: Path, predictor: OnnxPredictor, examples: Examples, tolerance: float, output: str = "logits"
-) -> list[Inputs]:
-    """Write inputs and expected outputs as raw little-endian files with an index that any language can read.
-
-    `golden.json`: `samples`, each with `inputs` and `outputs` by name: `file`, `dtype`, `shape`, and for outputs
-    `atol`, the largest absolute difference to expect: `tolerance` times the largest logit. Returns the inputs.
-    """
-    samples: list[dict[str, Any]] = []
-    given: list[Inputs] = []
-    folder.mkdir()
-    for i in range(min(GOLDEN_SAMPLES, len(examples))):
-        inputs = predictor.encode(examples.rows([i]))
-        inputs = {name: inputs[name] for name in predictor.input_types}
-        given.append(inputs)
-        logits = predictor.run(inputs)
-        atol = tolerance * float(np.abs(logits).max())
-        samples.append(
-            {
-                "inputs": {name: _raw(folder, f"{i}.{name}.bin", array) for name, array in inputs.items()},
-                "outputs": {output: _raw(folder, f"{i}.{output}.bin", logits) | {"atol": atol}},
-            }
-        )
-    write_json(folder / "golden.json", {"format": GOLDEN_FORMAT, "byte_order": "little", "samples": samples})
-    return given
-
-
-def _raw(folder: Path, name: str, array: NDArray[Any]) -> dict[str, Any]:
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    (folder / name).write_bytes(little.tobytes())
-    return {"file": name, "dtype": array.dtype.name, "shape": list(array.shape)}
-
-
 def _manifest(package: Package, target: Target, order: Order, folder: Path, model: Model) -> dict[str, Any]:
     """Everything a reader must know, with the hash of every other file of the package."""
     max_length = model.encode.max_length if isinstance(model.encode, TextEncoder) else None
@@ -360,6 +344,7 @@ def _manifest(package: Package, target: Target, order: Order, folder: Path, mode
         "fusions": _plain(package.fusions) if package.fusions else None,
         "coverage": _plain(package.coverage) if package.coverage else None,
         "context": _plain(package.context) if package.context else None,
+        "rewritten": package.rewritten,
         "parity": _plain(order.parity),
         "opset": order.opset,
         "max_length": max_length,
@@ -382,27 +367,3 @@ def _hashed(path: Path) -> dict[str, Any]:
 def _plain(value: Any) -> dict[str, Any]:
     plain: dict[str, Any] = TypeAdapter(type(value)).dump_python(value, mode="json")
     return plain
-
-
-def write_reference(folder: Path, model: Model, examples: Examples, opset: int) -> None:
-    """A float32 graph with golden samples and the least of a manifest: something to time packages against.
-
-    Raises:
-        InputError, PotstillError: as `export_graph`.
-    """
-    folder.mkdir(parents=True)
-    export_graph(model.in_float(), examples, folder / MODEL, opset)
-    predictor = OnnxPredictor(folder / MODEL, model.encode, "the teacher's graph")
-    write_golden(folder / GOLDEN, predictor, examples, tolerance("float32").largest, model.output)
-    write_json(folder / MANIFEST, {"format": "potstill-package/1", "target": REFERENCE.model_dump(mode="json")})
-
-
-_FLOAT32 = Scheme(method="float32", why="the reference is not quantised")
-REFERENCE = Target(
-    id="teacher",
-    title="the teacher's float32 graph on a CPU",
-    hardware=Hardware(kind="laptop", arch="x86_64", accelerator="cpu"),
-    runtime=Runtime(name="onnxruntime", providers=["CPUExecutionProvider"]),
-    model=ModelForm(shapes="dynamic"),
-    quantize=Quantize(convolution=_FLOAT32, matmul=_FLOAT32),
-)

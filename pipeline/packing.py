@@ -18,9 +18,9 @@ from potstill.export.package import (
     package_encoder,
     read_package,
     reseal,
-    write_reference,
 )
 from potstill.export.quantize import scheme_for
+from potstill.export.reference import write_reference
 from potstill.pipeline import searching
 from potstill.pipeline.cache import Planned
 from potstill.pipeline.card import model_card

@@ -1,0 +1,37 @@
+"""A model's own float32 graph, to time packages against."""
+
+from pathlib import Path
+
+from potstill.export.checked import tolerance
+from potstill.export.golden import GOLDEN, write_golden
+from potstill.export.graph import export_graph
+from potstill.export.package import MANIFEST, MODEL
+from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
+from potstill.validate.data import Examples
+from potstill.validate.files import write_json
+from potstill.validate.predictor import OnnxPredictor
+from potstill.validate.task import Model
+
+
+def write_reference(folder: Path, model: Model, examples: Examples, opset: int) -> None:
+    """A float32 graph with golden samples and the least of a manifest: something to time packages against.
+
+    Raises:
+        InputError, PotstillError: as `export_graph`.
+    """
+    folder.mkdir(parents=True)
+    export_graph(model.in_float(), examples, folder / MODEL, opset)
+    predictor = OnnxPredictor(folder / MODEL, model.encode, "the teacher's graph")
+    write_golden(folder / GOLDEN, predictor, examples, tolerance("float32").largest, model.output)
+    write_json(folder / MANIFEST, {"format": "potstill-package/1", "target": REFERENCE.model_dump(mode="json")})
+
+
+_FLOAT32 = Scheme(method="float32", why="the reference is not quantised")
+REFERENCE = Target(
+    id="teacher",
+    title="the teacher's float32 graph on a CPU",
+    hardware=Hardware(kind="laptop", arch="x86_64", accelerator="cpu"),
+    runtime=Runtime(name="onnxruntime", providers=["CPUExecutionProvider"]),
+    model=ModelForm(shapes="dynamic"),
+    quantize=Quantize(convolution=_FLOAT32, matmul=_FLOAT32),
+)

@@ -25,7 +25,7 @@ from potstill.validate.predictor import LEAST, one_below_another, rounded
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.verdict import Verdict, verdict_of
 
-MOST, BYTES = 1000, 2**28  # examples that are sent to the emulator, and the memory that they may take
+FEWEST, MOST, BYTES = 5, 1000, 2**28  # examples that are enough, that are sent, and the memory that they may take
 EMULATED = "emulated"  # starts the names of a gate's limits there
 
 
@@ -101,6 +101,11 @@ class Emulation:
         one = sum(array.nbytes for array in predictor.encode(examples.rows(drawn[:1].tolist())).values())
         drawn = drawn[: max(1, min(MOST, BYTES // max(one, 1)))]
         found = predictor.first(examples.rows(drawn.tolist()), self.seconds)
+        if len(found) < min(FEWEST, len(drawn)):
+            raise InputError(
+                f"only {len(found)} examples ran in {self.seconds:g} s, and {FEWEST} are the fewest; give it more time "
+                "(`emulate: {time: 5min}`)"
+            )
         order = np.argsort(drawn[: len(found)])
         return [found[i] for i in order], drawn[order]
 

@@ -16,6 +16,7 @@ from potstill.pipeline import emulating
 from potstill.pipeline.cli import call
 from potstill.pipeline.emulating import sqnr_db
 from potstill.targets.host import runs_here
+from potstill.targets.qemu import ARM64_ROOT
 from potstill.targets.target import load_target
 from potstill.validate.predictor import LEAST
 
@@ -59,13 +60,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         import bright_net  # type: ignore[import-not-found]
 
         model = bright_net.net().eval()
-        save_file(model.state_dict(), folder / "net.safetensors")
         random = np.random.default_rng(0)
-        for name, n in (("calibrate", 200), ("eval", 120)):
-            x = random.uniform(0.5, 1, size=(n, 8, 6, 6)).astype(np.float32)
-            with torch.inference_mode():
-                y = model(torch.from_numpy(x)).argmax(1).numpy()
-            np.savez(folder / f"{name}.npz", x=x, y=y)
+        x = random.uniform(0.5, 1, size=(320, 8, 6, 6)).astype(np.float32)
+        with torch.inference_mode():
+            model[3].bias -= model(torch.from_numpy(x)).mean(0)
+            y = model(torch.from_numpy(x)).argmax(1).numpy()
+        save_file(model.state_dict(), folder / "net.safetensors")
+        np.savez(folder / "calibrate.npz", x=x[:200], y=y[:200])
+        np.savez(folder / "eval.npz", x=x[200:], y=y[200:])
         yield folder
 
 
@@ -86,14 +88,14 @@ def test_a_file_that_overflows_on_its_target_fails_the_gate(
 ) -> None:
     targets = ["--target", str(folder / "careless.yaml"), "--target", "laptop-x86-avx2"]
     assert export(folder, "out", *targets, "--max-drop", "20pp", "--json") == 3
-    said = capsys.readouterr()
+    said = " ".join(capsys.readouterr().err.split())
     careless, careful = (manifest(folder, "out", name) for name in ("careless", "laptop-x86-avx2"))
     native = careless["verdict"]["checks"][0]
     assert (native["limit"], native["passed"]) == ("max_drop", True)
     assert [check["limit"] for check in careless["verdict"]["checks"] if not check["passed"]] == ["emulated max_drop"]
     assert "as Haswell, 120 of 120 examples emulated: accuracy" in careless["verdict"]["reason"]
     assert careless["checked"]["emulated"]["sqnr_db"] < 30
-    assert "this file computes otherwise on its target" in said.err
+    assert "this file computes otherwise on its target" in said
     assert careful["checked"]["where"] == "emulated"
     assert careful["checked"]["emulated"]["sqnr_db"] is None
     assert [check["limit"] for check in careful["verdict"]["checks"]] == ["max_drop"]
@@ -106,18 +108,47 @@ def test_a_file_that_overflows_on_its_target_fails_the_gate(
     assert export(folder, "out", *targets, "--max-drop", "99pp") == 0  # another gate asks what was kept
 
 
-def test_where_nothing_emulates_it_is_said(
+class Slow:
+    """An emulator that runs two examples in the time."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.encode = lambda rows: rows
+
+    def first(self, rows: Any, seconds: float) -> list[np.ndarray]:
+        assert seconds == 2.0
+        return [np.zeros((1, 4), np.float32)] * 2
+
+
+class Broken(Slow):
+    """One that gives no numbers."""
+
+    def first(self, rows: Any, seconds: float) -> list[np.ndarray]:
+        return [np.full((1, 4), np.nan, np.float32)] * len(rows["x"])
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="this machine computes as the target")
+def test_where_it_is_not_checked_it_is_said(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(emulating, "runs_here", lambda target: (False, ""))
-    assert export(folder, "plain", "--target", "browser-wasm", "--target", "phone-arm64", "--emulate-time", "0") == 0
-    for target in ("browser-wasm", "phone-arm64"):
-        assert "It was not checked by its target's arithmetic" in manifest(folder, "plain", target)["checked"]["note"]
-    told = " ".join(capsys.readouterr().out.split())
-    assert "It was not checked by its target's arithmetic: the time for it is 0 (`emulate: {time: 15s}`)." in told
-    assert "not checked by its target" in (folder / "plain/report.html").read_text().replace("’", "'").replace(
-        "&#39;", "'"
-    )
+    monkeypatch.delenv(ARM64_ROOT, raising=False)
+
+    def told(time: str, code: int = 0) -> str:
+        assert export(folder, "plain", "--target", "phone-arm64", "--emulate-time", time) == code
+        said = capsys.readouterr()
+        return " ".join((said.out + said.err).split())
+
+    unchecked = "It was not checked by its target's arithmetic: "
+    assert f"{unchecked}the time for it is 0 (`emulate: {{time: 15s}}`)." in told("0")
+    assert f"{unchecked}qemu-aarch64 " in told("2s")
+    checked = manifest(folder, "plain", "phone-arm64")["checked"]
+    assert (checked["where"], checked["emulated"]) == ("not checked", None)
+    assert f"{unchecked}qemu-aarch64 " in checked["note"]
+    for file in ("packages/phone-arm64/README.md", "report.html"):
+        assert "arithmetic: qemu-aarch64 " in (folder / "plain" / file).read_text()
+    monkeypatch.setattr(emulating, "EmulatedPredictor", Slow)
+    assert f"{unchecked}only 2 examples ran in 2 s, and 5 are the fewest; give it more time" in told("2s")
+    monkeypatch.setattr(emulating, "EmulatedPredictor", Broken)
+    assert "gave logits that are not finite as cortex-a53, on 120 of 120 rows" in told("2s", code=2)
 
 
 def test_the_ratio_is_that_of_powers_in_decibels() -> None:

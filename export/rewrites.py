@@ -160,10 +160,17 @@ def suit(path: Path, target: Target) -> dict[str, int]:
 def _folded(path: Path) -> onnx.ModelProto:
     """The model with its constants folded and every shape that follows from them."""
     import onnxruntime
-    from onnxruntime.tools.onnx_model_utils import optimize_model
 
-    plain = path.with_name("plain.onnx")
-    optimize_model(path, plain, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    plain, options = path.with_name("plain.onnx"), onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(plain)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    onnxruntime.InferenceSession(
+        str(path),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["MatMulAddFusion"],  # done once more on the same file, it makes the same names again
+    )
     model = onnx.shape_inference.infer_shapes(onnx.load(str(plain)))
     plain.unlink()
     return model

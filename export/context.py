@@ -45,8 +45,8 @@ class Emulated:
         """One sentence."""
         verdict = "within" if self.within else "more than"
         return (
-            f"Emulated NPU on {self.samples} golden samples: differs from the CPU by up to {self.difference:.1%} of the "
-            f"largest logit, {verdict} the {self.tolerance:.0%} that they allow; {self.same} with the same largest logit."
+            f"Emulated NPU, {self.samples} golden samples: up to {self.difference:.1%} of the largest logit from the "
+            f"CPU, {verdict} the {self.tolerance:.0%} that they allow; {self.same} with the same largest logit."
         )
 
 

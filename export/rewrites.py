@@ -65,7 +65,13 @@ Rewrite = Callable[[NodeProto, _Graph], list[NodeProto] | None]
 def _gather_nd(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
     """GatherND whose constant indices name every element in order is a Reshape: a mask is read so."""
     indices, shape, out = graph.constant(node.input[1]), graph.shape(node.input[0]), graph.shape(node.output[0])
-    if node.attribute or indices is None or shape is None or out is None or indices.shape[-1] != len(shape):
+    if (
+        any(one.i for one in node.attribute)
+        or indices is None
+        or shape is None
+        or out is None
+        or indices.shape[-1] != len(shape)
+    ):
         return None
     in_order = np.stack(np.unravel_index(np.arange(int(np.prod(shape))), shape), axis=-1)
     if not np.array_equal(indices.reshape(-1, len(shape)), in_order):
@@ -154,11 +160,18 @@ def suit(path: Path, target: Target) -> dict[str, int]:
 def _folded(path: Path) -> onnx.ModelProto:
     """The model with its constants folded and every shape that follows from them."""
     import onnxruntime
-    from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
 
-    plain = path.with_name("plain.onnx")
-    optimize_model(path, plain, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
-    model: onnx.ModelProto = ModelProtoWithShapeInfo(plain).model_with_shape_info
+    plain, options = path.with_name("plain.onnx"), onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(plain)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    onnxruntime.InferenceSession(
+        str(path),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["MatMulAddFusion"],  # done once more on the same file, it makes the same names again
+    )
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(plain)))
     plain.unlink()
     return model
 

@@ -4,7 +4,6 @@ Compiled: the provider's own compiler has said so. Estimated: from the list of o
 by its own `mobile_helpers.usability_checker`, which splits a graph as the runtime does. One is never called the other.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +38,7 @@ class Coverage:
         kind: `compiled` by the provider's own compiler; `estimated` from a list of operators; `unknown`.
         provider: that the target wants first.
         source: what the figures come from, or why there are none.
-        nodes: of the graph as the provider sees it, constants folded; None where unknown.
+        nodes: of the graph as the provider sees it; None where unknown.
         partitions: parts that the provider takes, each a change of device; None where unknown.
         left: the nodes that go to the CPU.
     """
@@ -78,15 +77,15 @@ def estimated(path: Path, target: Target) -> Coverage | None:
 
 def _coreml(path: Path) -> Coverage:
     import onnxruntime
+    from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.tools.mobile_helpers import usability_checker as tool
-    from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
 
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder, "plain.onnx")
-        optimize_model(path, plain, level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC)
-        graph = ModelProtoWithShapeInfo(plain).model_with_shape_info.graph
+    model = ONNXModel(onnx.load(str(path), load_external_data=False))
+    model.topological_sort()  # the float16 converter leaves a cast behind what reads it, and the checker wants order
+    del model.model.graph.value_info[:]  # the same converter leaves types there from before it
+    graph = onnx.shape_inference.infer_shapes(model.model).graph
     noted = _Notes(graph)
-    reasons: dict[int, str] = {}
+    reasons: dict[str, str] = {}  # by a node's first output
 
     class Checker(tool._SupportedOpsChecker):  # type: ignore[misc]
         """The shipped list with its two typing errors mended, and the notes that a graph can answer."""
@@ -96,18 +95,20 @@ def _coreml(path: Path) -> Coverage:
             listed = super().is_op_supported(node) or name in _TYPOS
             why = noted(node) if listed else "not in the list of operators"
             if why:
-                reasons[id(node)] = why
+                reasons[node.output[0]] = why
             return not why
 
     checker = Checker(Path(tool.__file__).with_name(_LIST))
     found = tool.check_partitioning(graph, checker, True, _MOST_DIMENSIONS)
-    taken = {id(node) for group in found.supported_groups for node in group}
+    taken = {node.output[0] for group in found.supported_groups for node in group}
     left = tuple(
         Left(
-            node.name, node.op_type, reasons.get(id(node), "an input without a fixed shape, or of too many dimensions")
+            node.name,
+            node.op_type,
+            reasons.get(node.output[0], f"an input of no fixed shape or over {_MOST_DIMENSIONS}-D"),
         )
         for node in graph.node
-        if id(node) not in taken
+        if node.output[0] not in taken
     )
     source = f"ONNX Runtime {onnxruntime.__version__}, {_LIST}; not run on a device"
     return Coverage("estimated", COREML, source, len(graph.node), found.num_partitions, left)

@@ -8,11 +8,15 @@ from potstill.validate.errors import InputError
 
 PACKAGED = [
     "browser-wasm",
+    "laptop-snapdragon-x",
     "laptop-x86-avx2",
     "laptop-x86-vnni",
     "phone-arm64",
     "phone-arm64-dotprod",
     "phone-iphone",
+    "phone-snapdragon-v73",
+    "phone-snapdragon-v75",
+    "phone-snapdragon-v79",
 ]
 
 BASE = """
@@ -26,6 +30,10 @@ quantize:
   matmul: {method: float32, why: exact}
 sources: {quantize.convolution: measured on base, model.shapes: read on base}
 """
+
+QNN = "[QNNExecutionProvider], provider_options: {QNNExecutionProvider: {soc_model: '57'}}"
+COMPILED = BASE.replace("[CPUExecutionProvider]", QNN)
+COMPILED = COMPILED.replace("{shapes: dynamic}", "{shapes: static, compiler: onnxruntime-qnn}")
 
 Write = Callable[[str, str], Path]
 
@@ -84,6 +92,19 @@ def test_child_wins_and_takes_no_source_of_a_value_it_changed(write: Write, tmp_
     assert rows["emulate"] == ("none", "")
 
 
+def test_a_target_that_is_compiled_ahead(write: Write) -> None:
+    assert load_target(str(write("base", COMPILED))).model.compiler == "onnxruntime-qnn"
+    assert {field: value for field, value, _ in describe(load_target("phone-arm64"))}["model.compiler"] == "none"
+
+
+def test_a_snapdragon_changes_the_chip_alone() -> None:
+    parent, child = load_target("phone-snapdragon-v75"), load_target("laptop-snapdragon-x")
+    assert child.runtime.provider_options["QNNExecutionProvider"] == {
+        "backend_type": "htp", "soc_model": "60", "htp_arch": "73",
+    }  # fmt: skip
+    assert (child.quantize, child.model) == (parent.quantize, parent.model)
+
+
 def test_user_folder_comes_before_the_package(write: Write, tmp_path: Path) -> None:
     write("phone-arm64", BASE.replace("id: base", "id: phone-arm64") + "emulate: {binary: a, cpu: b}")
     assert load_target("phone-arm64", [tmp_path]).title == "a base"
@@ -138,6 +159,12 @@ def test_circle(write: Write, tmp_path: Path) -> None:
         (BASE + "hardwear: 1", r"hardwear: unknown key.*'hardware'"),
         (BASE + "emulate: {binary: a, cpu: b, gpu: c}", r"emulate\.gpu: unknown key; did you mean 'cpu'"),
         (BASE.replace("kind: laptop", "kind: toaster"), r"hardware\.kind: .*got 'toaster'"),
+        (
+            BASE + "model: {shapes: static, compiler: onnxruntime-qnn}",
+            "onnxruntime-qnn needs QNNExecutionProvider first",
+        ),
+        (COMPILED.replace("{soc_model: '57'}", "{htp_arch: '75'}"), "with a soc_model in its options$"),
+        (COMPILED.replace("shapes: static", "shapes: dynamic"), "needs model.shapes static: it takes no other graph$"),
         (BASE.replace("read on base}", "x, model.colour: y}"), "'model.colour' names no field"),
     ],
 )

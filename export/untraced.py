@@ -1,6 +1,7 @@
 """Why torch could not write a model as ONNX: which operator or line, in which of the user's modules."""
 
 import linecache
+import os
 import traceback
 from pathlib import Path
 from types import FrameType
@@ -12,7 +13,7 @@ from torch import fx, nn
 from potstill.validate.errors import told
 
 DATA_DEPENDENT = ("GuardOnDataDependentSymNode", "DataDependentOutputException")  # of torch's private modules
-TORCH = str(Path(torch.__file__).parent)
+TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 def why_not(model: nn.Module, error: BaseException) -> str:

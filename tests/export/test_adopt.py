@@ -213,3 +213,37 @@ def test_the_digest_is_of_the_file_and_what_feeds_it(bert_file: Path) -> None:
     (bert_file / "w.data").write_bytes(data)
     found.add(Checkpoint(str(bert_file)).digest())
     assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("word", "teacher", "files"),
+    [
+        ("token-classification", "tag_teacher", "tag_files"),
+        ("question-answering", "span_teacher", "span_files"),
+        ("feature-extraction", "text_teacher", "pair_files"),
+        ("image-classification", "image_teacher", "pictures"),
+        ("audio-classification", "sound_teacher", "sounds"),
+    ],
+)
+def test_each_task(word: str, teacher: str, files: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    task, folder = TASKS[word], request.getfixturevalue(teacher)
+    examples = task.examples(str(request.getfixturevalue(files)["eval"]), {}, judging=True)
+    torchs = task.load(Checkpoint(str(folder)))
+    export_graph(torchs, examples, tmp_path / "model.onnx", 20)
+    ours = task.load(Checkpoint(str(tmp_path / "model.onnx"), preprocessing=folder))
+    assert (ours.labels, ours.output, ours.input_names) == (torchs.labels, torchs.output, torchs.input_names)
+    rows, cpu = examples.rows([0, 1, 2]), torch.device("cpu")
+    with torch.inference_mode():
+        expected = torchs.answers(torchs.tensors(rows, cpu)).numpy()
+    np.testing.assert_allclose(ours.answers(ours.tensors(rows, cpu)).numpy(), expected, atol=1e-4)
+
+
+def test_a_vector_for_each_token_is_no_embedding(text_teacher: Path, tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["b", "s"])
+    y = helper.make_tensor_value_info("last_hidden_state", onnx.TensorProto.FLOAT, ["b", "s", 8])
+    table = onnx.numpy_helper.from_array(np.ones((64, 8), dtype=np.float32), "table")
+    graph = helper.make_graph([helper.make_node("Gather", ["table", "input_ids"], [y.name])], "g", [x], [y], [table])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(InputError, match=r"gave \(1, 3, 8\) for one example; expected outputs of shape \(exam"):
+        TASKS["feature-extraction"].load(Checkpoint(str(tmp_path / "model.onnx"), preprocessing=text_teacher))

@@ -139,6 +139,8 @@ def test_circle(write: Write, tmp_path: Path) -> None:
         (BASE + "emulate: {binary: a, cpu: b, gpu: c}", r"emulate\.gpu: unknown key; did you mean 'cpu'"),
         (BASE.replace("kind: laptop", "kind: toaster"), r"hardware\.kind: .*got 'toaster'"),
         (BASE.replace("read on base}", "x, model.colour: y}"), "'model.colour' names no field"),
+        (BASE.replace("{shapes: dynamic}", "{shapes: dynamic, opset: 16}"), r"opset: graphs are .* 17 to 23, got 16"),
+        (BASE.replace("{shapes: dynamic}", "{shapes: dynamic, opset: 24}"), r"opset: graphs are .* 17 to 23, got 24"),
     ],
 )
 def test_bad_profile(write: Write, tmp_path: Path, text: str, message: str) -> None:

@@ -52,8 +52,8 @@ class Fusions:
 def count_fusions(path: Path, float_graph: Path, target: Target) -> Fusions | None:
     """Optimise a file as the target's execution provider does when it opens it, and count.
 
-    Only graphs are read and written, at any size of the weights. Where the target is an ARM one, ONNX Runtime is told to
-    let int8 activations be, as it does there.
+    Only graphs are read and written here, at any size of the weights. Where the target is an ARM one, ONNX Runtime is
+    told to let int8 activations be, as it does there.
 
     Args:
         path: the file that ships.

@@ -1,8 +1,8 @@
 """float16, with the nodes that must stay in float32 found by measurement.
 
-float16 (IEEE 754 binary16) ends at 65,504 and has its full precision from 2^-14 on. ONNX Runtime's CPU provider computes most
-operators of a float16 file in float32 and hands float32 on, so that its answers do not tell what a device would give: the
-float graph, rounded after each node, does.
+float16 (IEEE 754 binary16) ends at 65,504 and has its full precision from 2^-14 on. ONNX Runtime's CPU provider
+computes most operators of a float16 file in float32 and hands float32 on, so that its answers do not tell what a device
+would give: the float graph, rounded after each node, does.
 """
 
 from collections.abc import Sequence
@@ -52,10 +52,10 @@ class Half:
 def to_float16(path: Path, out: Path, batches: Sequence[Inputs]) -> Half:
     """Write a float graph in float16 to `out`; its inputs and outputs stay float32.
 
-    A node stays in float32 where one of its activations is beyond float16's numbers, or it squares one that would be,
-    or reads weights that are too small. If the outputs, rounded after each node, are then too far from the float graph's,
-    sets of nodes are halved until those are found that cost it, in at most `MOST_TRIES` passes; what was not tried stays
-    in float32.
+    A node stays in float32 where one of its activations is beyond float16's numbers, or it squares one whose square
+    is, or reads weights that are too small. If the outputs, rounded after each node, are then too far from the float
+    graph's, sets of nodes are halved until those are found that cost it, in at most `MOST_TRIES` passes; what was not
+    tried stays in float32.
 
     Args:
         path: the float graph.
@@ -134,8 +134,8 @@ def _peaks(model: onnx.ModelProto, beside: Path, batches: Sequence[Inputs]) -> d
     watched.CopyFrom(model)
     graph = watched.graph
     del graph.output[:]
-    for number, name in (("zero", 0.0), ("endless", ENDLESS)):
-        graph.initializer.append(numpy_helper.from_array(np.float32(name), f"potstill.{number}"))
+    for word, number in (("zero", 0.0), ("endless", ENDLESS)):
+        graph.initializer.append(numpy_helper.from_array(np.float32(number), f"potstill.{word}"))
     for i, name in enumerate(names):
         one = [f"potstill.{i}.{part}" for part in ("abs", "there", "kept", "peak")]
         graph.node.extend(

@@ -20,8 +20,8 @@ ORT, OPERATORS = "model.ort", "required_operators_and_types.config"
 def write_ort(path: Path, arch: str, inputs: Sequence[Inputs], tolerance: float) -> None:
     """Write `model.ort` and the required operators and types beside a model, and compare it with the model.
 
-    In the style "Runtime": only what holds on any processor is optimised ahead, so that nothing of this machine's layouts
-    is in the file. Source: ONNX Runtime, docs/performance/model-optimizations/ort-format-models.md.
+    In the style "Runtime": only what holds on any processor is optimised ahead, so that nothing of this machine's
+    layouts is in the file. Source: ONNX Runtime, docs/performance/model-optimizations/ort-format-models.md.
 
     Args:
         path: the `.onnx` file.

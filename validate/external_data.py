@@ -17,11 +17,11 @@ def check_external_data(path: Path) -> None:
         path: the `.onnx` file.
 
     Raises:
-        InputError: the file is no ONNX model; or weights in a file of their own have no location or one that is absolute
-            or leaves the folder, or that file is missing or too short.
+        InputError: the file is no ONNX model; or weights in a file of their own have no location, or one that is
+            absolute or leaves the folder, or that file is missing or too short.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         model = onnx.load(str(path), load_external_data=False)
@@ -36,17 +36,19 @@ def check_external_data(path: Path) -> None:
         file = (folder / location).resolve()
         if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
             raise InputError(
-                f"{path}: the weights {tensor.name!r} are said to be in {location!r}, expected a file in the folder of the "
-                "model; this is not a model to trust"
+                f"{path}: the weights {tensor.name!r} are said to be in {location!r}, expected a file in the folder "
+                "of the model; this is not a model to trust"
             )
         if not file.is_file():
             raise InputError(
-                f"{path}: the weights {tensor.name!r} are in {location!r}, which is not there; put that file beside the model"
+                f"{path}: the weights {tensor.name!r} are in {location!r}, which is not there; "
+                "put that file beside the model"
             )
         end = int(said.get("offset", 0)) + int(said.get("length", 0))
-        if end > file.stat().st_size:
+        size = file.stat().st_size
+        if end > size:
             raise InputError(
-                f"{path}: the weights {tensor.name!r} end at byte {end} of {location!r}, which has {file.stat().st_size}; "
+                f"{path}: the weights {tensor.name!r} end at byte {end} of {location!r}, which has {size}; "
                 "copy that file again"
             )
 

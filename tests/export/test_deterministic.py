@@ -1,4 +1,4 @@
-"""The same checkpoint gives the same files: in another process, with another hash seed, from and into another folder."""
+"""The same checkpoint gives the same files: in another process, with another hash seed, in another folder."""
 
 import os
 import shutil

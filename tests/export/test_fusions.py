@@ -106,7 +106,8 @@ def test_weights_that_onnx_runtime_quantises_by_itself(convnet: Path, tmp_path: 
     found = count_fusions(tmp_path / "q.onnx", convnet, load_target("phone-arm64"))
     assert found
     assert found.warnings[0] == (
-        "ONNX Runtime computes 3 nodes of the kind 'integer convolution' where the file has 2; it quantised 1 by itself."
+        "ONNX Runtime computes 3 nodes of the kind 'integer convolution' where the file has 2; "
+        "it quantised 1 by itself."
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.export.graph import PARITY, check_parity, export_graph, fix_shapes
+from potstill.targets.target import OPSETS
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples, load_examples
 from potstill.validate.encoder import ArrayEncoder
@@ -127,3 +128,32 @@ def test_a_graph_that_gives_nan_is_an_error(tmp_path: Path) -> None:
         broken.core.out.bias.fill_(float("nan"))  # type: ignore[union-attr,operator]
     with pytest.raises(PotstillError, match="does not compute what torch does"):
         export_graph(broken, images(), tmp_path / "g.onnx", OPSET)
+
+
+class Sequence(nn.Module):
+    """A recurrent layer, which goes by TorchScript."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.run, self.out = nn.GRU(12, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.run(x.flatten(1, 2))[0].amax(dim=1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "core", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.AdaptiveMaxPool2d(1), nn.Flatten()), Sequence()]
+)
+@pytest.mark.parametrize("opset", [OPSETS.start, OPSETS.stop - 1])
+def test_the_ends_of_the_opsets(core: nn.Module, opset: int, tmp_path: Path) -> None:
+    export_graph(module(core), images(), tmp_path / "g.onnx", opset)
+    assert [one.version for one in onnx.load(tmp_path / "g.onnx").opset_import if not one.domain] == [opset]
+
+
+def test_an_opset_that_torch_gives_up_on_is_an_error(tmp_path: Path) -> None:
+    """torch writes ReduceMean of opset 18, and its converter leaves the graph there without an error."""
+    with pytest.raises(
+        InputError, match="made:up cannot be exported in opset 17: .* let the target's model.opset be 18"
+    ):
+        export_graph(module(Net()), images(), tmp_path / "g.onnx", 17)

@@ -469,7 +469,7 @@ def test_a_target_of_ones_own_with_fixed_shapes_and_integers(modules: Path, tmp_
     from potstill.targets.target import load_target
 
     (tmp_path / "mine.yaml").write_text(
-        "id: mine\ntitle: my own chip\nextends: laptop-x86-vnni\nmodel: {shapes: static}\n"
+        "id: mine\ntitle: my own chip\nextends: laptop-x86-vnni\nmodel: {shapes: static, opset: 19, ort: true}\n"
     )
     assert load_target(str(tmp_path / "mine.yaml")).model.shapes == "static"
     potstill(
@@ -487,7 +487,11 @@ def test_a_target_of_ones_own_with_fixed_shapes_and_integers(modules: Path, tmp_
         tmp_path / "out",
         cwd=modules,
     )
-    check_package(tmp_path / "out" / "packages" / "mine")
+    manifest = check_package(tmp_path / "out" / "packages" / "mine")
+    assert manifest["opset"] == 19
+    assert {"model.onnx", "model.ort", "required_operators_and_types.config"} <= set(manifest["files"])
+    expected, found = manifest["fusions"]["expected"], manifest["fusions"]["found"]
+    assert found["integer convolution"] == expected["integer convolution"] > 0
     session = onnxruntime.InferenceSession(tmp_path / "out" / "packages" / "mine" / "model.onnx")
     assert session.get_inputs()[0].shape == [1, 12, 12, 3]
 

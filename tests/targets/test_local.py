@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -145,6 +146,16 @@ def test_missing_file(make_package: MakePackage, file: str, name: str) -> None:
     package = make_package()
     (package / file).unlink()
     with pytest.raises(InputError, match=f"has no {name}.*give a package"):
+        profile(package)
+
+
+def test_weights_outside_the_package(make_package: MakePackage) -> None:
+    package = make_package()
+    model = onnx.load(package / "model.onnx")
+    onnx.save(model, str(package / "model.onnx"), save_as_external_data=True, location="model.onnx.data")
+    assert read_package(package).file_mb > 1
+    (package / "model.onnx.data").rename(package.parent / "model.onnx.data")
+    with pytest.raises(InputError, match=r"'model.onnx.data', which is not there; put that file beside the model"):
         profile(package)
 
 

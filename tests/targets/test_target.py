@@ -166,6 +166,8 @@ def test_circle(write: Write, tmp_path: Path) -> None:
         (COMPILED.replace("{soc_model: '57'}", "{htp_arch: '75'}"), "with a soc_model in its options$"),
         (COMPILED.replace("shapes: static", "shapes: dynamic"), "needs model.shapes static: it takes no other graph$"),
         (BASE.replace("read on base}", "x, model.colour: y}"), "'model.colour' names no field"),
+        (BASE.replace("{shapes: dynamic}", "{shapes: dynamic, opset: 16}"), r"opset: graphs are .* 17 to 23, got 16"),
+        (BASE.replace("{shapes: dynamic}", "{shapes: dynamic, opset: 24}"), r"opset: graphs are .* 17 to 23, got 24"),
     ],
 )
 def test_bad_profile(write: Write, tmp_path: Path, text: str, message: str) -> None:

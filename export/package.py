@@ -34,6 +34,7 @@ GOLDEN_TOLERANCE = {  # of the largest logit; other processors round otherwise, 
     "float16": 2e-2,
     "static": 1e-1,
     "dynamic": 1e-1,
+    "weights": 1e-1,
 }
 Judge = Callable[[OnnxPredictor, int, tuple[str, ...]], tuple[Scorecard, Verdict | None]]
 MANIFEST, MODEL, GOLDEN = "manifest.json", "model.onnx", "golden"
@@ -70,6 +71,7 @@ class Package:
         made = self.quantized
         left = f"{made.left_float} of {made.weighted} weighted nodes in float"
         told = [made.scheme, left if made.left_float and made.scheme != "float32" else ""]
+        told += [f"{made.more_bits} with 8-bit weights in blocks"] if made.more_bits else []
         return ", ".join(filter(None, [*told, self.search.in_words() if self.search else ""]))
 
 

@@ -1,6 +1,7 @@
 """The number formats that a target wants."""
 
 import math
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +15,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic.dataclasses import dataclass
 
 from potstill.export.calibrate import Reader
+from potstill.export.embeddings import embeddings, embeddings_in_rows
 from potstill.export.graph import save_model
 from potstill.export.ranges import float_tensors, observe
 from potstill.export.thresholds import BINNED, METHODS, minmax
+from potstill.export.weight_only import BLOCK, MORE_BITS, as_products, in_blocks, weights_in_blocks
 from potstill.targets.target import Scheme, Target
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder
@@ -25,7 +28,12 @@ from potstill.validate.fake_quant import Formats
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LEAST = "potstill.least"  # the name of a constant
-TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+TYPES = {
+    "uint8": QuantType.QUInt8,
+    "int8": QuantType.QInt8,
+    "uint16": QuantType.QUInt16,
+    "int16": QuantType.QInt16,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Quantized:
         weighted: nodes with weights (convolutions and matrix products) in the float graph.
         left_float: how many of them still compute in floating point.
         calibration_examples: that gave the activation ranges; 0 where none are needed.
+        more_bits: how many of the weighted nodes a search gave 8-bit weights in blocks.
     """
 
     scheme: str
@@ -45,6 +54,7 @@ class Quantized:
     weighted: int
     left_float: int
     calibration_examples: int
+    more_bits: int = 0
 
 
 def scheme_for(path: Path, target: Target) -> Scheme:
@@ -63,10 +73,14 @@ def in_words(scheme: Scheme) -> str:
     """A scheme as a person would say it."""
     if scheme.method in ("float32", "float16"):
         return scheme.method
-    types = f"{scheme.activation} × {scheme.weight}" if scheme.method == "static" else f"{scheme.weight} weights"
-    words = [f"{scheme.method} {types}", f"per {'channel' if scheme.per_channel else 'tensor'}"]
+    if scheme.method == "weights":
+        words = [f"{scheme.weight} weights in blocks of {scheme.block_size}"]
+    else:
+        types = f"{scheme.activation} × {scheme.weight}" if scheme.method == "static" else f"{scheme.weight} weights"
+        words = [f"{scheme.method} {types}", f"per {'channel' if scheme.per_channel else 'tensor'}"]
     words += ["reduced range"] if scheme.reduce_range else []
     words += [f"ranges by {scheme.calibration.replace('_', ' ')}"] if scheme.calibration not in (None, "minmax") else []
+    words += [f"embeddings in {scheme.embedding} rows"] if scheme.embedding else []
     return ", ".join(words)
 
 
@@ -97,8 +111,9 @@ def quantize(
 ) -> Quantized:
     """Write the graph at `path` in a scheme's number formats to `out`.
 
-    Static: QDQ, ranges over calibration examples by the scheme's method. Dynamic: weights (embeddings too) as integers,
-    ranges of activations at run time. float16: inputs and outputs stay float32. By `onnxruntime.quantization`.
+    Static: QDQ, ranges over calibration examples by the scheme's method; with 16 bits the file has opset 21. Dynamic:
+    weights as integers, ranges of activations at run time. Weights: those of matrix products in blocks. Embedding
+    tables in all three as the scheme says. float16: inputs and outputs stay float32. By `onnxruntime.quantization`.
 
     Args:
         path: the float graph.
@@ -107,7 +122,8 @@ def quantize(
         calibrate: examples for the ranges of a static scheme.
         encode: of the model.
         seed: of the choice among the examples.
-        keep_float: names of nodes, as `prepare` leaves them, that stay in floating point.
+        keep_float: names of nodes, as `prepare` leaves them, that stay in floating point; the products among them have
+            the scheme's `more_bits`, unless they are all that there are.
         ranges: where the activation ranges are kept, as `onnxruntime.quantization` writes them: read if they are
             there, else measured and written. They do not change with `keep_float`.
 
@@ -123,23 +139,54 @@ def quantize(
             _to_float16(path, out)
         else:
             prepare(path, prepared)
-            used = (
-                _static(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
-                if scheme.method == "static"
-                else _dynamic(prepared, out, scheme, keep_float)
-            )
+            used = _in_integers(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
+            tables = [node for node in _tables(prepared, scheme) if node not in keep_float]
+            if scheme.embedding and tables:
+                embeddings_in_rows(out, scheme.embedding, tables)
+            else:
+                scheme = scheme.model_copy(update={"embedding": None})
             if keep_float:
                 _hold_float(out, keep_float)
+            if scheme.more_bits and not set(float_nodes(prepared)) <= set(keep_float):
+                weights_in_blocks(out, MORE_BITS, BLOCK)
     weighted, left = len(float_nodes(path)), len(float_nodes(out))
-    if scheme.method in ("static", "dynamic") and weighted and left == weighted and not keep_float:
+    if scheme.method not in ("float32", "float16") and weighted and left == weighted and not keep_float:
         raise InputError(f"none of the {weighted} weighted nodes could be quantised as {in_words(scheme)}")
-    return Quantized(in_words(scheme), scheme.why, weighted, 0 if scheme.method == "float16" else left, used)
+    more = len(in_blocks(out)) if scheme.more_bits else 0
+    return Quantized(in_words(scheme), scheme.why, weighted, 0 if scheme.method == "float16" else left, used, more)
 
 
 def prepare(path: Path, out: Path) -> None:
     """Write the graph as it is quantised: batch norms folded, shapes inferred, every node with a name."""
     quant_pre_process(str(path), str(out), skip_symbolic_shape=True)
     _mend(out)
+
+
+def _in_integers(
+    path: Path,
+    out: Path,
+    scheme: Scheme,
+    calibrate: Examples | None,
+    encode: Encoder,
+    seed: int,
+    keep_float: Sequence[str],
+    ranges: Path | None,
+) -> int:
+    """Write a prepared graph by the scheme's method; how many examples gave ranges."""
+    if scheme.method == "static":
+        return _static(path, out, scheme, calibrate, encode, seed, keep_float, ranges)
+    if scheme.method == "dynamic":
+        _dynamic(path, out, scheme, keep_float)
+    else:
+        shutil.copyfile(path, out)
+        weights_in_blocks(out, int(str(scheme.weight).removeprefix("int")), int(scheme.block_size or BLOCK), keep_float)
+    return 0
+
+
+def _tables(path: Path, scheme: Scheme) -> list[str]:
+    """Names of the embeddings that a scheme wants in integers by row."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return [node.name for node in embeddings(graph)] if scheme.embedding else []
 
 
 def _static(
@@ -179,6 +226,10 @@ def _measured(path: Path, scheme: Scheme, reader: Reader) -> dict[str, tuple[flo
     return ranges
 
 
+def _formats(scheme: Scheme) -> Formats:
+    return Formats(scheme.activation or "uint8", scheme.reduce_range)
+
+
 def _save_ranges(ranges: Mapping[str, tuple[float, float]], path: Path) -> None:
     """Write ranges as ONNX Runtime keeps those that it calibrated."""
     data = {name: tuple(np.array(end, dtype=np.float32) for end in ends) for name, ends in ranges.items()}
@@ -197,8 +248,8 @@ def _write_static(path: Path, out: Path, scheme: Scheme, ranges: Path, keep_floa
         activation_type=TYPES[str(scheme.activation)],
         weight_type=TYPES[str(scheme.weight)],
         calibrate_method=CalibrationMethod.MinMax,
-        nodes_to_exclude=[*_activation_products(path), *keep_float],
-        extra_options={"ActivationSymmetric": scheme.activation == "int8"},
+        nodes_to_exclude=[*_activation_products(path), *_tables(path, scheme), *keep_float],
+        extra_options={"ActivationSymmetric": _formats(scheme).symmetric},
         calibration_cache_path=ranges,
     )
 
@@ -209,7 +260,7 @@ def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
     Not those whose range is another's or fixed, as that of what a ReLU reads or a softmax gives. ONNX Runtime is asked:
     each activation gets a range that makes its scale a number of its own.
     """
-    names, steps = float_tensors(path), 255 if scheme.activation == "uint8" else 127
+    names, steps = float_tensors(path), _formats(scheme).limits[1]
     tried, ranges = path.with_name("tried.onnx"), path.with_name("tried.json")
     _save_ranges({name: (0.0, float(steps * i)) for i, name in enumerate(names, start=1)}, ranges)
     _write_static(path, tried, scheme, ranges)
@@ -220,17 +271,16 @@ def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
     return [name for i, name in enumerate(names, start=1) if i in own]
 
 
-def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -> int:
+def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -> None:
     quantize_dynamic(
         str(path),
         str(out),
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-        nodes_to_exclude=[*keep_float, *(f"{name}_MatMul" for name in keep_float)],  # a Gemm is renamed so before
+        nodes_to_exclude=[*_tables(path, scheme), *keep_float, *as_products(keep_float)],
         per_channel=scheme.per_channel,
         reduce_range=scheme.reduce_range,
         weight_type=TYPES[str(scheme.weight)],
     )
-    return 0
 
 
 def _hold_float(path: Path, names: Sequence[str]) -> None:

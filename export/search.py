@@ -95,7 +95,7 @@ def helps(verdict: Verdict | None) -> bool:
 
 def searchable(scheme: Scheme) -> bool:
     """Whether a scheme has integers that nodes can be left out of."""
-    return scheme.method in ("static", "dynamic")
+    return scheme.method not in ("float16", "float32")
 
 
 def search(start: Start, limits: Limits, judge: Judging) -> tuple[Search, Quantized | None, Scorecard, Verdict]:

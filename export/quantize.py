@@ -122,8 +122,8 @@ def quantize(
         calibrate: examples for the ranges of a static scheme.
         encode: of the model.
         seed: of the choice among the examples.
-        keep_float: names of nodes, as `prepare` leaves them, that stay in floating point; the products among them have
-            the scheme's `more_bits`, unless they are all that there are.
+        keep_float: names of nodes, as `prepare` leaves them, that stay in floating point, or have the
+            scheme's `more_bits`.
         ranges: where the activation ranges are kept, as `onnxruntime.quantization` writes them: read if they are
             there, else measured and written. They do not change with `keep_float`.
 
@@ -147,7 +147,7 @@ def quantize(
                 scheme = scheme.model_copy(update={"embedding": None})
             if keep_float:
                 _hold_float(out, keep_float)
-            if scheme.more_bits and not set(float_nodes(prepared)) <= set(keep_float):
+            if scheme.more_bits and keep_float:
                 weights_in_blocks(out, MORE_BITS, BLOCK)
     weighted, left = len(float_nodes(path)), len(float_nodes(out))
     if scheme.method not in ("float32", "float16") and weighted and left == weighted and not keep_float:

@@ -189,14 +189,40 @@ def test_nodes_of_a_transformer_and_their_search(
 
     def judge(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
         asked.append(path)
-        return card(-0.01), verdict(len(asked) > 1)
+        return card(-0.01), verdict(len(asked) > (2 if scheme.more_bits else 1))
 
-    result, made_of_it, *_ = search(start, Limits(60, tmp_path / "tries", "a"), judge)
+    result, made_of_it, *_ = search(start, Limits(600, tmp_path / "tries", "a"), judge)
     assert result.passed
     assert made_of_it
-    kept = made_of_it.more_bits if scheme.more_bits else made_of_it.left_float
-    assert kept == len(float_nodes(plain)) + len(in_blocks(plain)) == len([one for one in result.left if one.macs])
+    assert made_of_it.left_float == len(float_nodes(plain)) == len([one for one in result.left if one.macs])
+    assert made_of_it.more_bits == 0
     assert 0.2 < result.int8_share < 1
+
+
+def test_more_bits_are_taken_where_they_hold_the_gate(
+    text_teacher: Path, texts: dict[str, Path], tmp_path: Path
+) -> None:
+    """All of them are asked about first, and none gets float32."""
+    model = TASKS["text-classification"].load(Checkpoint(str(text_teacher)))
+    examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"})
+    graph, plain = tmp_path / "float.onnx", tmp_path / "plain.onnx"
+    export_graph(model, examples, graph, 20)
+    scheme = DYNAMIC.model_copy(update={"more_bits": "int8_blocks"})
+    quantize(graph, plain, scheme, None, model.encode, 0)
+    start = Start(graph, plain, (card(-0.1), verdict(False)), scheme, model, model.encode, examples, 0, {})
+    asked: list[int] = []
+
+    def judge(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+        asked.append(len(in_blocks(path)))
+        assert float_nodes(path) == []
+        return card(-0.01), verdict(True)
+
+    result, made_of_it, *_ = search(start, Limits(600, tmp_path / "tries", "a"), judge)
+    assert result.passed
+    assert asked[0] == len(float_nodes(graph))
+    assert made_of_it
+    assert made_of_it.left_float == 0
+    assert made_of_it.more_bits == len([one for one in result.left if one.macs]) == len(in_blocks(plain)) > 0
 
 
 def test_what_lies_between_nodes_in_float_is_in_float_too(made: Made) -> None:

@@ -123,16 +123,15 @@ def test_a_product_that_is_kept_stays_in_float(graph: Path, tmp_path: Path, kept
     assert [name.removesuffix("_MatMul") for name in float_nodes(tmp_path / "q.onnx")] == [kept]
 
 
-def test_a_dynamic_scheme_gives_kept_products_blocks_and_all_of_them_float(graph: Path, tmp_path: Path) -> None:
+def test_a_dynamic_scheme_gives_kept_products_blocks(graph: Path, tmp_path: Path) -> None:
     scheme = Scheme(method="dynamic", weight="int8", per_channel=True, more_bits="int8_blocks", why="test")
     out, before, encode = tmp_path / "q.onnx", run(graph), ArrayEncoder()
     errors = []
-    for kept, left, more in (((), 0, 0), (("first",), 0, 1), (("second",), 0, 1), (("first", "second"), 2, 0)):
+    for kept in ((), ("first",), ("second",), ("first", "second")):
         made = quantize(graph, out, scheme, None, encode, 0, keep_float=kept)
-        assert (made.left_float, made.more_bits) == (left, more)
+        assert (made.left_float, made.more_bits) == (0, len(kept))
         errors.append(float(((run(out) - before) ** 2).sum()))
-    assert errors[3] < 1e-6 < min(errors[1:3])
-    assert max(errors[1:3]) < errors[0]
+    assert errors[1] < errors[0] / 2  # it has the input whose one large value takes the others' bits
     plain = quantize(graph, out, scheme.model_copy(update={"more_bits": None}), None, encode, 0, keep_float=["first"])
     assert (plain.left_float, plain.more_bits) == (1, 0)
 

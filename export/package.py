@@ -75,6 +75,7 @@ class Package:
         made = self.quantized
         left = f"{made.left_float} of {made.weighted} weighted nodes in float"
         told = [made.scheme, left if made.left_float and made.scheme != "float32" else ""]
+        told += [f"{made.more_bits} with 8-bit weights in blocks"] if made.more_bits else []
         return ", ".join(filter(None, [*told, self.search.in_words() if self.search else ""]))
 
     def on_target(self) -> list[str]:

@@ -15,10 +15,12 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from potstill.export.calibrate import Reader, calibration_indices
+from potstill.export.embeddings import embeddings, embeddings_in_rows
 from potstill.export.graph import data_file, save_model, too_large
 from potstill.export.half import EXAMPLES, Half, to_float16
 from potstill.export.ranges import float_tensors, observe
 from potstill.export.thresholds import BINNED, METHODS, minmax
+from potstill.export.weight_only import BLOCK, MORE_BITS, as_products, in_blocks, weights_in_blocks
 from potstill.targets.target import Scheme, Target
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder, Inputs
@@ -27,7 +29,12 @@ from potstill.validate.fake_quant import Formats
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LEAST = "potstill.least"  # the name of a constant
-TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+TYPES = {
+    "uint8": QuantType.QUInt8,
+    "int8": QuantType.QInt8,
+    "uint16": QuantType.QUInt16,
+    "int16": QuantType.QInt16,
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Quantized:
         left_float: how many of them still compute in floating point.
         calibration_examples: that gave the activation ranges; 0 where none are needed.
         float32_nodes: of a float16 graph, names of the nodes that were measured to need float32.
+        more_bits: how many of the weighted nodes a search gave 8-bit weights in blocks.
     """
 
     scheme: str
@@ -49,6 +57,7 @@ class Quantized:
     left_float: int
     calibration_examples: int
     float32_nodes: list[str] = Field(default_factory=list)
+    more_bits: int = 0
 
 
 def scheme_for(path: Path, target: Target) -> Scheme:
@@ -67,10 +76,14 @@ def in_words(scheme: Scheme) -> str:
     """A scheme as a person would say it."""
     if scheme.method in ("float32", "float16"):
         return scheme.method
-    types = f"{scheme.activation} × {scheme.weight}" if scheme.method == "static" else f"{scheme.weight} weights"
-    words = [f"{scheme.method} {types}", f"per {'channel' if scheme.per_channel else 'tensor'}"]
+    if scheme.method == "weights":
+        words = [f"{scheme.weight} weights in blocks of {scheme.block_size}"]
+    else:
+        types = f"{scheme.activation} × {scheme.weight}" if scheme.method == "static" else f"{scheme.weight} weights"
+        words = [f"{scheme.method} {types}", f"per {'channel' if scheme.per_channel else 'tensor'}"]
     words += ["reduced range"] if scheme.reduce_range else []
     words += [f"ranges by {scheme.calibration.replace('_', ' ')}"] if scheme.calibration not in (None, "minmax") else []
+    words += [f"embeddings in {scheme.embedding} rows"] if scheme.embedding else []
     return ", ".join(words)
 
 
@@ -101,8 +114,9 @@ def quantize(
 ) -> Quantized:
     """Write the graph at `path` in a scheme's number formats to `out`.
 
-    Static: QDQ, ranges over calibration examples by the scheme's method. Dynamic: weights (embeddings too) as integers,
-    ranges of activations at run time. float16: see `to_float16`. By `onnxruntime.quantization`.
+    Static: QDQ, ranges over calibration examples by the scheme's method; with 16 bits the file has opset 21. Dynamic:
+    weights as integers, ranges of activations at run time. Weights: those of matrix products in blocks. Embedding
+    tables in all three as the scheme says. float16: see `to_float16`. By `onnxruntime.quantization`.
 
     Args:
         path: the float graph.
@@ -111,7 +125,8 @@ def quantize(
         calibrate: examples for the ranges of a static scheme, or to find what float16 cannot hold.
         encode: of the model.
         seed: of the choice among the examples.
-        keep_float: names of nodes, as `prepare` leaves them, that stay in floating point.
+        keep_float: names of nodes, as `prepare` leaves them, that stay in floating point, or have the
+            scheme's `more_bits`.
         ranges: where the activation ranges are kept, as `onnxruntime.quantization` writes them: read if they are
             there, else measured and written. They do not change with `keep_float`.
 
@@ -127,19 +142,23 @@ def quantize(
             return _half(path, scheme, to_float16(path, out, _some(path, calibrate, encode, seed)))
         else:
             prepare(path, prepared)
-            used = (
-                _static(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
-                if scheme.method == "static"
-                else _dynamic(prepared, out, scheme, keep_float)
-            )
+            used = _in_integers(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
             if data_file(out).is_file():  # what was too large for one file may fit now
                 save_model(onnx.load(str(out)), out)
+            tables = [node for node in _tables(prepared, scheme) if node not in keep_float]
+            if scheme.embedding and tables:
+                embeddings_in_rows(out, scheme.embedding, tables)
+            else:
+                scheme = scheme.model_copy(update={"embedding": None})
             if keep_float:
                 _hold_float(out, keep_float)
+            if scheme.more_bits and keep_float:
+                weights_in_blocks(out, MORE_BITS, BLOCK)
     weighted, left = len(float_nodes(path)), len(float_nodes(out))
-    if scheme.method in ("static", "dynamic") and weighted and left == weighted and not keep_float:
+    if scheme.method not in ("float32", "float16") and weighted and left == weighted and not keep_float:
         raise InputError(f"none of the {weighted} weighted nodes could be quantised as {in_words(scheme)}")
-    return Quantized(in_words(scheme), scheme.why, weighted, left, used)
+    more = len(in_blocks(out)) if scheme.more_bits else 0
+    return Quantized(in_words(scheme), scheme.why, weighted, left, used, more_bits=more)
 
 
 def prepare(path: Path, out: Path) -> None:
@@ -166,6 +185,33 @@ def _half(path: Path, scheme: Scheme, made: Half) -> Quantized:
     kept = made.float32_nodes
     words = f"float16, {len(kept)} of {made.nodes} nodes in float32" if kept else "float16"
     return Quantized(words, scheme.why, len(float_nodes(path)), 0, 0, kept)
+
+
+def _in_integers(
+    path: Path,
+    out: Path,
+    scheme: Scheme,
+    calibrate: Examples | None,
+    encode: Encoder,
+    seed: int,
+    keep_float: Sequence[str],
+    ranges: Path | None,
+) -> int:
+    """Write a prepared graph by the scheme's method; how many examples gave ranges."""
+    if scheme.method == "static":
+        return _static(path, out, scheme, calibrate, encode, seed, keep_float, ranges)
+    if scheme.method == "dynamic":
+        _dynamic(path, out, scheme, keep_float)
+    else:
+        save_model(onnx.load(str(path)), out)
+        weights_in_blocks(out, int(str(scheme.weight).removeprefix("int")), int(scheme.block_size or BLOCK), keep_float)
+    return 0
+
+
+def _tables(path: Path, scheme: Scheme) -> list[str]:
+    """Names of the embeddings that a scheme wants in integers by row."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return [node.name for node in embeddings(graph)] if scheme.embedding else []
 
 
 def _static(
@@ -205,6 +251,10 @@ def _measured(path: Path, scheme: Scheme, reader: Reader) -> dict[str, tuple[flo
     return ranges
 
 
+def _formats(scheme: Scheme) -> Formats:
+    return Formats(scheme.activation or "uint8", scheme.reduce_range)
+
+
 def _save_ranges(ranges: Mapping[str, tuple[float, float]], path: Path) -> None:
     """Write ranges as ONNX Runtime keeps those that it calibrated."""
     data = {name: tuple(np.array(end, dtype=np.float32) for end in ends) for name, ends in ranges.items()}
@@ -223,8 +273,8 @@ def _write_static(path: Path, out: Path, scheme: Scheme, ranges: Path, keep_floa
         activation_type=TYPES[str(scheme.activation)],
         weight_type=TYPES[str(scheme.weight)],
         calibrate_method=CalibrationMethod.MinMax,
-        nodes_to_exclude=[*_activation_products(path), *keep_float],
-        extra_options={"ActivationSymmetric": scheme.activation == "int8"},
+        nodes_to_exclude=[*_activation_products(path), *_tables(path, scheme), *keep_float],
+        extra_options={"ActivationSymmetric": _formats(scheme).symmetric},
         calibration_cache_path=ranges,
         use_external_data_format=too_large(path),
     )
@@ -236,7 +286,7 @@ def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
     Not those whose range is another's or fixed, as that of what a ReLU reads or a softmax gives. ONNX Runtime is asked:
     each activation gets a range that makes its scale a number of its own.
     """
-    names, steps = float_tensors(path), 255 if scheme.activation == "uint8" else 127
+    names, steps = float_tensors(path), _formats(scheme).limits[1]
     tried, ranges = path.with_name("tried.onnx"), path.with_name("tried.json")
     _save_ranges({name: (0.0, float(steps * i)) for i, name in enumerate(names, start=1)}, ranges)
     _write_static(path, tried, scheme, ranges)
@@ -247,18 +297,17 @@ def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
     return [name for i, name in enumerate(names, start=1) if i in own]
 
 
-def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -> int:
+def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -> None:
     quantize_dynamic(
         str(path),
         str(out),
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-        nodes_to_exclude=[*keep_float, *(f"{name}_MatMul" for name in keep_float)],  # a Gemm is renamed so before
+        nodes_to_exclude=[*_tables(path, scheme), *keep_float, *as_products(keep_float)],
         per_channel=scheme.per_channel,
         reduce_range=scheme.reduce_range,
         weight_type=TYPES[str(scheme.weight)],
         use_external_data_format=too_large(path),
     )
-    return 0
 
 
 def _hold_float(path: Path, names: Sequence[str]) -> None:

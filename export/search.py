@@ -96,7 +96,7 @@ def helps(verdict: Verdict | None) -> bool:
 
 def searchable(scheme: Scheme) -> bool:
     """Whether a scheme has integers that nodes can be left out of."""
-    return scheme.method in ("static", "dynamic")
+    return scheme.method not in ("float16", "float32")
 
 
 def search(start: Start, limits: Limits, judge: Judging) -> tuple[Search, Quantized | None, Scorecard, Verdict]:
@@ -139,8 +139,7 @@ class _Search:
         self.prepared = work / "prepared.onnx"
         prepare(start.graph, self.prepared)
         self.graph = Graph(self.prepared)
-        of = [sha256_file(start.graph), start.scheme.model_dump(), start.calibrate.digest, start.seed]
-        self.key = sha256_json([*of, start.session_options])
+        self.key = self._key()
         used = calibration_indices(start.calibrate, start.seed)
         rest = np.setdiff1d(np.random.default_rng(start.seed).permutation(len(start.calibrate)), used)
         self.calibrated_too = len(rest) < RANKED_BY
@@ -148,6 +147,12 @@ class _Search:
         self.ranked_by = self._drawn(used, RANKED_BY)
         self.tries: dict[frozenset[str], Try] = {}
         self.judged: dict[frozenset[str], tuple[Scorecard, Verdict]] = {}
+        self.missed: list[Try] = []  # with `more_bits`, where these do not hold the gate
+
+    def _key(self) -> str:
+        start = self.start
+        of = [sha256_file(start.graph), start.scheme.model_dump(), start.calibrate.digest, start.seed]
+        return sha256_json([*of, start.session_options])
 
     def _drawn(self, indices: NDArray[np.int64], most: int) -> Examples:
         some = np.random.default_rng(self.start.seed).permutation(indices)[:most]
@@ -292,6 +297,8 @@ class _Search:
         """
         self.judge(frozenset())
         failed, passed, count = self.measured(frozenset()).distance, 0.0, 0
+        if self.start.scheme.more_bits:
+            passed = self._by_more_bits()
         while len(self.judged) <= MOST_JUDGED and (not passed or failed > CLOSE * passed):
             count += 1
             aim = math.sqrt(passed * failed) if passed else failed / 4**count
@@ -304,6 +311,24 @@ class _Search:
                 passed = max(self.measured(nodes).distance, LEAST)
             else:
                 failed = self.measured(nodes).distance
+
+    def _by_more_bits(self) -> float:
+        """The distance with `more_bits` for all nodes if that holds the gate; else 0, and from now on float32.
+
+        Raises:
+            _OutOfTimeError: before that is known.
+        """
+        every = frozenset(one.node for one in self.ranking)
+        if self.judge(every):
+            return max(self.measured(every).distance, LEAST)
+        self.missed = [self.tries.pop(every)]
+        del self.judged[every]
+        self.start = replace(self.start, scheme=self.start.scheme.model_copy(update={"more_bits": None}))
+        self.key = self._key()
+        for left in self._work.glob("*.onnx"):
+            if left != self.prepared:
+                left.unlink()
+        return 0.0
 
     def _least(self, aim: float) -> frozenset[str]:
         """A small set whose distance is at most `aim`; all nodes if no other is."""
@@ -342,9 +367,9 @@ class _Search:
             weighted=len(self.ranking),
             int8_share=self.share(nodes),
             nearest=nearest_in_words(verdict),
-            judged=len(self.judged),
+            judged=len(self.judged) + len(self.missed),
             held_out=len(self.held),
             calibrated_too=self.calibrated_too,
             seconds=time.monotonic() - self.began,
-            tries=list(self.tries.values()),
+            tries=[*self.tries.values(), *self.missed],
         )

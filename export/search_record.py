@@ -15,8 +15,8 @@ class Try:
     """One set of nodes in float.
 
     Attributes:
-        left_float: names of the weighted nodes in float.
-        int8_share: share of the weighted nodes' multiply-adds that are in integers.
+        left_float: names of the weighted nodes in float, or with what else `quantize` gives those it is told to keep.
+        int8_share: share of the weighted nodes' multiply-adds that are in the scheme's integers.
         distance: mean over held-out examples of how far the output is from the float model's; see `apart`.
         size_bytes: of the model file.
         seconds: that it took to make and measure.
@@ -49,7 +49,7 @@ class Search:
         keep_float: names of all nodes in float, as `quantize` takes them; those without weights that lie between too.
         left: the nodes with weights (embeddings too) in float of what was kept, the dearest first.
         weighted: how many there are in all.
-        int8_share: share of their multiply-adds that are in integers.
+        int8_share: share of their multiply-adds that are in the scheme's integers.
         nearest: the nearest limits that what was kept holds, where it misses the gate.
         judged: how many sets the evaluation set was asked about, the plain one included.
         held_out: how many examples measured the distance.
@@ -76,7 +76,7 @@ class Search:
         """One clause for a table."""
         told = f"a search of {len(self.tries)} tries, {self.judged} of them judged"
         late = "; it was out of time" if self.ended == "out of time" else ""
-        share = f"{self.int8_share:.0%} of multiply-adds in int8"
+        share = f"{self.int8_share:.0%} of multiply-adds in the target's integers"
         if self.passed:
             return f"{share}, found by {told}{late}"
         holds = f"; this holds {self.nearest}" if self.nearest else ""

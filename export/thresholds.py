@@ -4,7 +4,6 @@ Shapes: N bins of a histogram, T of them in a candidate range, L levels of the i
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +12,8 @@ from scipy.optimize import minimize_scalar
 from potstill.export.histogram import Histogram
 from potstill.export.ranges import Seen
 from potstill.targets.target import Calibration
-from potstill.validate.fake_quant import Formats
+from potstill.validate.fake_quant import Activation, Formats
 
-Activation = Literal["uint8", "int8"]
 BINNED: tuple[Calibration, ...] = ("percentile", "entropy", "mse")  # methods that need a histogram
 PERCENTILE = 99.99
 ENTROPY_BINS = 2048  # as in Migacz 2017
@@ -54,12 +52,14 @@ def entropy(seen: Seen, activation: Activation) -> tuple[float, float]:
     """The magnitude at which cutting off loses least information (Migacz 2017, "8-bit inference with TensorRT").
 
     Of each candidate, T bins of 2,048, the divergence KL(P || Q): P the counts with all that is beyond added to the
-    last bin, Q the counts spread evenly over the bins of each of L levels that hold anything. L is 128, and 256 where
-    all values are positive and the integers unsigned. The lowest bin is made equal to its neighbour: zero is held
-    without error (both as in NVIDIA's pytorch-quantization, calib/histogram.py).
+    last bin, Q the counts spread evenly over the bins of each of L levels that hold anything. L is half of the
+    integers, and all of them where all values are positive and they are unsigned. The lowest bin is made equal to its
+    neighbour: zero is held without error (both as in NVIDIA's pytorch-quantization, calib/histogram.py).
     """
     histogram = _histogram(seen)
-    levels = 256 if activation == "uint8" and seen.low >= 0 else 128
+    formats = Formats(activation)
+    levels = formats.limits[1] + 1
+    levels //= 2 if seen.low < 0 and not formats.symmetric else 1
     counts, width = _magnitudes(histogram)
     if len(counts) <= levels:
         return seen.low, seen.high
@@ -126,7 +126,7 @@ def mse(seen: Seen, activation: Activation) -> tuple[float, float]:
     def error(low: float, high: float) -> float:
         return float(counts @ np.diff(_integral(edges, *formats.parameters(low, high), *formats.limits)))
 
-    if activation == "int8":
+    if formats.symmetric:
         most = max(-seen.low, seen.high)
         most *= _best(lambda fraction: error(-fraction * most, fraction * most))
         return max(seen.low, -most), min(seen.high, most)

@@ -19,6 +19,10 @@ def _default_calibration(known: Mapping[str, Any]) -> Calibration | None:
     return "minmax" if known.get("method") == "static" else None
 
 
+def _default_block_size(known: Mapping[str, Any]) -> int | None:
+    return 32 if known.get("method") == "weights" else None
+
+
 class _Part(BaseModel):
     """A piece of a profile: frozen, and an unknown key is an error."""
 
@@ -29,35 +33,63 @@ class Scheme(_Part):
     """The numbers a graph is stored and computed in.
 
     `static`: activation ranges are calibrated and written into the graph (QDQ). `dynamic`: activations are
-    quantised to uint8 at run time, weights ahead. `float16`, `float32`: nothing is quantised.
+    quantised to uint8 at run time, weights ahead. `weights`: only weights are stored in integers, in blocks of
+    `block_size` of a column's values; see export/weight_only.py. `float16`, `float32`: nothing is quantised.
     `reduce_range`: weights use 7 of their 8 bits, so that a pair of products fits into 16 bits.
     `calibration`: how a static scheme's ranges follow from the calibration examples; see export/thresholds.py.
+    `embedding`: integers with scales for each row of an embedding table; see export/embeddings.py. Without it static
+    and dynamic schemes have one scale for a whole table, and `weights` leaves tables in float32.
+    `more_bits`: what the products get that a search takes out of a dynamic scheme's integers: `int8_blocks`, 8-bit
+    weights as by `weights`; without it float32.
     Raises ValueError when the number types do not fit the method.
     Source: ONNX Runtime, docs/performance/model-optimizations/quantization.md.
     """
 
-    method: Literal["static", "dynamic", "float16", "float32"]
-    activation: Literal["uint8", "int8"] | None = None
-    weight: Literal["int8", "uint8"] | None = None
+    method: Literal["static", "dynamic", "weights", "float16", "float32"]
+    activation: Literal["uint8", "int8", "uint16", "int16"] | None = None
+    weight: Literal["int8", "uint8", "int4"] | None = None
     per_channel: bool = False
     reduce_range: bool = False
     calibration: Calibration | None = Field(default_factory=_default_calibration)
+    block_size: int | None = Field(default_factory=_default_block_size)
+    embedding: Literal["int8", "int4"] | None = None
+    more_bits: Literal["int8_blocks"] | None = None
     why: str
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.method in ("float16", "float32"):
-            if self.activation or self.weight or self.per_channel or self.reduce_range:
+            if self.activation or self.weight or self.embedding or self.per_channel or self.reduce_range:
                 raise ValueError(f"method {self.method} quantises nothing: leave out activation, weight and ranges")
-        elif self.weight is None:
+        elif self.method == "weights":
+            if self.weight not in ("int8", "int4"):
+                raise ValueError("method weights needs a weight type: int8 or int4")
+            if self.activation or self.per_channel or self.reduce_range:
+                raise ValueError("method weights has blocks: leave out activation, per_channel and reduce_range")
+        elif self.weight not in ("int8", "uint8"):
             raise ValueError(f"method {self.method} needs a weight type: int8 or uint8")
         if self.method != "static" and self.calibration:
             raise ValueError(f"method {self.method} has no ranges to calibrate: leave out calibration")
-        if self.method == "static" and self.activation is None:
-            raise ValueError("method static needs an activation type: uint8 or int8")
-        if self.method == "dynamic" and self.activation == "int8":
+        if self.method == "static":
+            self._fits_static()
+        if self.method == "dynamic" and self.activation not in (None, "uint8"):
             raise ValueError("method dynamic has uint8 activations (DynamicQuantizeLinear): leave out activation")
+        if self.method != "dynamic" and self.more_bits:
+            raise ValueError(f"method {self.method} has no more_bits; only dynamic has: leave it out")
+        self._fits_blocks()
         return self
+
+    def _fits_static(self) -> None:
+        if self.activation is None:
+            raise ValueError("method static needs an activation type: uint8, int8, uint16 or int16")
+        if (self.activation, self.weight) == ("int8", "uint8"):
+            raise ValueError("int8 activations need int8 weights: ONNX Runtime quantises no int8 × uint8")
+
+    def _fits_blocks(self) -> None:
+        if self.method != "weights" and self.block_size:
+            raise ValueError(f"method {self.method} has no blocks: leave out block_size")
+        if self.block_size and (self.block_size < 16 or self.block_size & (self.block_size - 1)):
+            raise ValueError("block_size is a power of two from 16 on")
 
 
 class Quantize(_Part):

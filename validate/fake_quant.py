@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+Activation = Literal["uint8", "int8", "uint16", "int16"]
 INT32 = 2**31 - 1
 TINY = 1e-12  # the least scale: a tensor of zeros has one too
 
@@ -22,17 +23,23 @@ class Formats:
     """The integers, in the words of a target's static scheme.
 
     Attributes:
-        activation: `uint8` with a zero point, or `int8` without one.
+        activation: `uint8` or `uint16` with a zero point, `int8` or `int16` without one.
         reduce_range: weights from -64 to 64, so that a pair of products fits into 16 bits.
     """
 
-    activation: Literal["uint8", "int8"] = "uint8"
+    activation: Activation = "uint8"
     reduce_range: bool = False
 
     @property
     def limits(self) -> tuple[int, int]:
         """The least and the greatest integer of an activation."""
-        return (0, 255) if self.activation == "uint8" else (-128, 127)
+        bits = 16 if self.activation.endswith("16") else 8
+        return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if self.symmetric else (0, 2**bits - 1)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether an activation has no zero point."""
+        return self.activation.startswith("int")
 
     @property
     def greatest_weight(self) -> int:
@@ -41,11 +48,11 @@ class Formats:
 
     def parameters(self, low: float, high: float) -> tuple[float, int]:
         """Scale and zero point for values from `low` to `high`, widened to hold zero (Jacob 2018, section 3)."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        if self.activation == "int8":
-            return max(-low, high, TINY) / 127, 0
-        scale = max(high - low, TINY) / 255
-        return scale, min(255, max(0, round(-low / scale)))
+        low, high, most = min(low, 0.0), max(high, 0.0), self.limits[1]
+        if self.symmetric:
+            return max(-low, high, TINY) / most, 0
+        scale = max(high - low, TINY) / most
+        return scale, min(most, max(0, round(-low / scale)))
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,14 @@ def counts(path: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     ("changes", "least_db"),
-    [({}, 30), ({"activation": "int8"}, 30), ({"reduce_range": True}, 26), ({"per_channel": False}, 26)],
+    [
+        ({}, 30),
+        ({"activation": "int8"}, 30),
+        ({"activation": "uint16"}, 36),
+        ({"activation": "int16"}, 36),
+        ({"reduce_range": True}, 26),
+        ({"per_channel": False}, 26),
+    ],
 )
 def test_static_formats(convnet: tuple[Path, Model], tmp_path: Path, changes: dict[str, Any], least_db: float) -> None:
     path, model = convnet
@@ -90,6 +97,76 @@ def test_a_static_weight_is_rounded_as_numpy_rounds(convnet: tuple[Path, Model],
     expected = np.clip(np.rint(weight / scale[:, None, None, None]), -128, 127)
     assert (np.abs(found - expected) <= 1).all()
     assert (found == expected).mean() > 0.99
+
+
+def in_float64(path: Path, x: np.ndarray) -> tuple[np.ndarray, float]:
+    """A QDQ file's output by the operators' definitions, in float64; and the last step of its output."""
+    graph, step = onnx.load(path).graph, 0.0
+    values: dict[str, Any] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer} | {"x": x}
+    for node in graph.node:
+        first, *others = (values[name] for name in node.input)
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            axis = next((one.i for one in node.attribute if one.name == "axis"), 1)
+            around = [-1 if i == axis else 1 for i in range(first.ndim)] if others[0].size > 1 else []
+            scale, zero = (one.astype(np.float64).reshape(around) for one in others)
+            limits = np.iinfo(others[1].dtype)
+            if node.op_type == "QuantizeLinear":
+                found = np.clip(np.rint(first / scale) + zero, limits.min, limits.max)
+                step = float(scale.max())
+            else:
+                found = (first.astype(np.float64) - zero) * scale
+        elif node.op_type == "Gemm":
+            assert [one.name for one in node.attribute if one.i == 1 and one.name.startswith("trans")] == ["transB"]
+            found = first @ others[0].T + others[1]
+        else:
+            assert node.op_type == "Relu"
+            found = np.maximum(first, 0)
+        values[node.output[0]] = found
+    return values[graph.output[0].name], step
+
+
+@pytest.mark.parametrize(
+    ("activation", "weight"),
+    [*((one, "int8") for one in ("uint8", "int8", "uint16", "int16")), ("uint8", "uint8"), ("uint16", "uint8")],
+)
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_static_numbers_are_those_of_the_definition(
+    tmp_path: Path, activation: Any, weight: Any, per_channel: bool, reduce_range: bool
+) -> None:
+    """Scales against the data, and ONNX Runtime's output against float64: never more than a step away."""
+    torch.manual_seed(0)
+    core = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    x = np.random.default_rng(1).normal(size=(64, 24)).astype(np.float32)
+    examples = Examples("made", Arrays({"x": x}), np.zeros(64, dtype=np.int64), None, "d")
+    model = Model(core, ArrayEncoder(), ("x",), tuple("01234567"), Checkpoint("made:up"), core)
+    path, out = tmp_path / "float.onnx", tmp_path / "q.onnx"
+    export_graph(model, examples, path, 20)
+    types: dict[str, Any] = {"activation": activation, "weight": weight}
+    scheme = Scheme(**{**STATIC, **types, "per_channel": per_channel, "reduce_range": reduce_range})
+    assert quantize(path, out, scheme, examples, model.encode, 0).left_float == 0
+    graph = onnx.load(out).graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    of_input = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "x")
+    scale, zero = (tensors[name] for name in of_input.input[1:])
+    assert zero.dtype == np.dtype(activation)
+    levels = 2 ** (16 if "16" in activation else 8) - 1
+    signed = activation.startswith("i")
+    expected = 2 * float(np.abs(x).max()) / (levels - 1) if signed else (float(x.max()) - float(x.min())) / levels
+    assert scale == pytest.approx(expected, rel=1e-5)
+    whole = [values for values in tensors.values() if values.dtype == np.dtype(weight) and values.ndim == 2]
+    assert [values.shape for values in whole] == [(32, 24), (8, 32)]
+    spread = max(int(values.max()) - int(values.min()) for values in whole)
+    assert spread <= (128 if reduce_range else 255)
+    assert spread > (100 if reduce_range else 200)
+    if "16" in activation:
+        assert next(one.version for one in onnx.load(out).opset_import if not one.domain) == 21
+    found = onnxruntime.InferenceSession(out).run(None, {"x": x})[0]
+    reference, step = in_float64(out, x)
+    assert np.abs(found - reference).max() <= 1.01 * step
+    assert (np.abs(found - reference) < 0.01 * step + 1e-6).mean() > 0.97
+    float_ = onnxruntime.InferenceSession(path).run(None, {"x": x})[0]
+    assert np.abs(found - float_).max() < 0.1 * np.abs(float_).max()
 
 
 def test_a_node_that_is_kept_in_float_runs_in_float(convnet: tuple[Path, Model], tmp_path: Path) -> None:
@@ -157,6 +234,9 @@ def test_in_words() -> None:
     assert in_words(Scheme(**STATIC, calibration="mse")) == "static uint8 × int8, per channel, ranges by mse"
     assert in_words(Scheme(**DYNAMIC)) == "dynamic int8 weights, per channel"
     assert in_words(Scheme(method="float16", why="")) == "float16"
+    assert in_words(Scheme(method="weights", weight="int4", why="")) == "int4 weights in blocks of 32"
+    rows = Scheme(**DYNAMIC, embedding="int4")
+    assert in_words(rows) == "dynamic int8 weights, per channel, embeddings in int4 rows"
 
 
 def test_trained_ranges_are_by_no_method(convnet: tuple[Path, Model], tmp_path: Path) -> None:

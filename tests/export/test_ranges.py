@@ -20,11 +20,12 @@ from potstill.export.calibrate import Reader
 from potstill.export.histogram import BINS, Histogram
 from potstill.export.quantize import quantize
 from potstill.export.ranges import Seen, float_tensors, observe
-from potstill.export.thresholds import METHODS, Activation, entropy, minmax, mse, percentile
+from potstill.export.thresholds import METHODS, entropy, minmax, mse, percentile
 from potstill.targets.target import Scheme
 from potstill.validate.data import Arrays, Examples
 from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError
+from potstill.validate.fake_quant import Activation
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(0)

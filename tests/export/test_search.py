@@ -16,6 +16,7 @@ from potstill.export.quantize import float_nodes, prepare, quantize
 from potstill.export.search import Limits, Start, helps, search
 from potstill.export.search_record import Search
 from potstill.export.sensitivity import ON, Graph, apart, multiply_adds, noisy_graph, open_graph, sensitivities
+from potstill.export.weight_only import in_blocks
 from potstill.targets.target import Scheme
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples, load_examples
@@ -151,13 +152,24 @@ def test_the_noisy_graph_is_the_float_graph_the_integer_graph_and_all_between(ma
         assert np.abs(run(np.eye(5)[i]) - alone).max() < 0.1 * np.abs(alone - float_).max()
 
 
-def test_nodes_of_a_dynamic_scheme_and_their_search(text_teacher: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        DYNAMIC,
+        DYNAMIC.model_copy(update={"embedding": "int8", "more_bits": "int8_blocks"}),
+        Scheme(method="weights", weight="int4", embedding="int4", why="test"),
+    ],
+    ids=["dynamic", "more-bits", "weights"],
+)
+def test_nodes_of_a_transformer_and_their_search(
+    scheme: Scheme, text_teacher: Path, texts: dict[str, Path], tmp_path: Path
+) -> None:
     model = TASKS["text-classification"].load(Checkpoint(str(text_teacher)))
     examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"})
     graph, prepared, plain, one = (tmp_path / f"{name}.onnx" for name in ("float", "prepared", "plain", "one"))
     export_graph(model, examples, graph, 20)
     prepare(graph, prepared)
-    quantize(graph, plain, DYNAMIC, None, model.encode, 0)
+    quantize(graph, plain, scheme, None, model.encode, 0)
     ranked = sensitivities(prepared, plain, model, examples.take(range(8), "few"))
     matrices, embeddings = [[one for one in ranked if bool(one.macs) == has] for has in (True, False)]
     assert len(matrices) == len(float_nodes(graph)) > 6
@@ -165,24 +177,52 @@ def test_nodes_of_a_dynamic_scheme_and_their_search(text_teacher: Path, texts: d
     session, names = open_graph(noisy_graph(prepared, plain, [node.node for node in ranked])), Graph(prepared)
     inputs = model.encode(examples.rows([0]))
     float_ = onnxruntime.InferenceSession(graph).run(None, inputs)[0]
+    only = scheme.model_copy(update={"more_bits": None})
     for i, node in enumerate(ranked):
         left = [other.name for other in names.model.graph.node if other.name != node.node]
-        quantize(graph, one, DYNAMIC, None, model.encode, 0, keep_float=left)
+        quantize(graph, one, only, None, model.encode, 0, keep_float=left)
         alone = onnxruntime.InferenceSession(one).run(None, inputs)[0]
         found = session.run(None, inputs | {ON: np.eye(len(ranked))[i].astype(np.float32)})[0]
         assert np.abs(found - alone).max() <= 0.1 * np.abs(alone - float_).max() + 1e-6
-    start = Start(graph, plain, (card(-0.1), verdict(False)), DYNAMIC, model, model.encode, examples, 0, {})
+    start = Start(graph, plain, (card(-0.1), verdict(False)), scheme, model, model.encode, examples, 0, {})
     asked: list[Path] = []
 
     def judge(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
         asked.append(path)
-        return card(-0.01), verdict(len(asked) > 1)
+        return card(-0.01), verdict(len(asked) > (2 if scheme.more_bits else 1))
 
-    result, made_of_it, *_ = search(start, Limits(60, tmp_path / "tries", "a"), judge)
+    result, made_of_it, *_ = search(start, Limits(600, tmp_path / "tries", "a"), judge)
     assert result.passed
     assert made_of_it
     assert made_of_it.left_float == len(float_nodes(plain)) == len([one for one in result.left if one.macs])
+    assert made_of_it.more_bits == 0
     assert 0.2 < result.int8_share < 1
+
+
+def test_more_bits_are_taken_where_they_hold_the_gate(
+    text_teacher: Path, texts: dict[str, Path], tmp_path: Path
+) -> None:
+    """All of them are asked about first, and none gets float32."""
+    model = TASKS["text-classification"].load(Checkpoint(str(text_teacher)))
+    examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"})
+    graph, plain = tmp_path / "float.onnx", tmp_path / "plain.onnx"
+    export_graph(model, examples, graph, 20)
+    scheme = DYNAMIC.model_copy(update={"more_bits": "int8_blocks"})
+    quantize(graph, plain, scheme, None, model.encode, 0)
+    start = Start(graph, plain, (card(-0.1), verdict(False)), scheme, model, model.encode, examples, 0, {})
+    asked: list[int] = []
+
+    def judge(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+        asked.append(len(in_blocks(path)))
+        assert float_nodes(path) == []
+        return card(-0.01), verdict(True)
+
+    result, made_of_it, *_ = search(start, Limits(600, tmp_path / "tries", "a"), judge)
+    assert result.passed
+    assert asked[0] == len(float_nodes(graph))
+    assert made_of_it
+    assert made_of_it.left_float == 0
+    assert made_of_it.more_bits == len([one for one in result.left if one.macs]) == len(in_blocks(plain)) > 0
 
 
 def test_what_lies_between_nodes_in_float_is_in_float_too(made: Made) -> None:
@@ -242,7 +282,9 @@ def test_only_the_spoiled_node_is_left_in_float(made: Made, tmp_path: Path) -> N
     assert kept.passed
     assert kept.size_bytes == start.quantized.stat().st_size
     assert result.judged == 1 + len(judge.asked) <= 7
-    assert f"{result.int8_share:.0%} of multiply-adds in int8, found by a search of" in result.in_words()
+    assert (
+        f"{result.int8_share:.0%} of multiply-adds in the target's integers, found by a search of" in result.in_words()
+    )
 
 
 def test_an_easy_gate_leaves_more_in_integers_than_a_hard_one(made: Made, tmp_path: Path) -> None:

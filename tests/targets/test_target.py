@@ -189,6 +189,16 @@ def test_folder_that_is_none(tmp_path: Path) -> None:
         ({"method": "dynamic"}, "method dynamic needs a weight type"),
         ({"method": "static", "weight": "int8"}, "method static needs an activation type"),
         ({"method": "dynamic", "weight": "int8", "activation": "int8"}, "method dynamic has uint8 activations"),
+        ({"method": "dynamic", "weight": "int4"}, "method dynamic needs a weight type: int8 or uint8"),
+        ({"method": "static", "activation": "int8", "weight": "uint8"}, "int8 activations need int8 weights"),
+        ({"method": "float32", "embedding": "int8"}, "method float32 quantises nothing"),
+        ({"method": "weights"}, "method weights needs a weight type: int8 or int4"),
+        ({"method": "weights", "weight": "uint8"}, "method weights needs a weight type: int8 or int4"),
+        ({"method": "weights", "weight": "int8", "per_channel": True}, "method weights has blocks: leave out"),
+        ({"method": "weights", "weight": "int8", "block_size": 24}, "block_size is a power of two from 16 on"),
+        ({"method": "weights", "weight": "int8", "block_size": 8}, "block_size is a power of two from 16 on"),
+        ({"method": "dynamic", "weight": "int8", "block_size": 32}, "method dynamic has no blocks"),
+        ({"method": "weights", "weight": "int8", "more_bits": "int8_blocks"}, "method weights has no more_bits"),
     ],
 )
 def test_scheme_refuses(fields: dict[str, object], message: str) -> None:

@@ -69,7 +69,7 @@ class Package:
         """Its number formats in words, with what is in float and how that was found."""
         made = self.quantized
         left = f"{made.left_float} of {made.weighted} weighted nodes in float"
-        told = [made.scheme, left if made.left_float and made.scheme != "float32" else ""]
+        told = [made.scheme, *made.repaired, left if made.left_float and made.scheme != "float32" else ""]
         return ", ".join(filter(None, [*told, self.search.in_words() if self.search else ""]))
 
 
@@ -121,7 +121,7 @@ def make_package(
         order: the graph and its record.
         calibrate: examples for activation ranges.
         golden: examples whose inputs and outputs an app can test itself with.
-        judge: of a predictor, the bytes of its model file and the nodes that were searched and left in float, its
+        judge: of a predictor, the bytes of its model file and what was searched (repairs, nodes left in float), its
             scorecard and the gate's verdict, if there is one.
         card: gives the text of the package's README.
 

@@ -3,6 +3,7 @@
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from potstill.export.calibrate import Reader
 from potstill.export.graph import save_model
 from potstill.export.ranges import float_tensors, observe
+from potstill.export.repairs import Repairs, repairs_beside
 from potstill.export.thresholds import BINNED, METHODS, minmax
 from potstill.targets.target import Scheme, Target
 from potstill.validate.data import Examples
@@ -38,6 +40,7 @@ class Quantized:
         weighted: nodes with weights (convolutions and matrix products) in the float graph.
         left_float: how many of them still compute in floating point.
         calibration_examples: that gave the activation ranges; 0 where none are needed.
+        repaired: what each repair of the scheme did, one clause for each.
     """
 
     scheme: str
@@ -45,6 +48,7 @@ class Quantized:
     weighted: int
     left_float: int
     calibration_examples: int
+    repaired: list[str] = field(default_factory=list)
 
 
 def scheme_for(path: Path, target: Target) -> Scheme:
@@ -67,6 +71,7 @@ def in_words(scheme: Scheme) -> str:
     words = [f"{scheme.method} {types}", f"per {'channel' if scheme.per_channel else 'tensor'}"]
     words += ["reduced range"] if scheme.reduce_range else []
     words += [f"ranges by {scheme.calibration.replace('_', ' ')}"] if scheme.calibration not in (None, "minmax") else []
+    words += [f"repaired by {' and '.join(scheme.repairs)}"] if scheme.repairs else []
     return ", ".join(words)
 
 
@@ -80,7 +85,7 @@ def as_trained(path: Path, out: Path, scheme: Scheme, float_graph: Path) -> Quan
     """Write the graph at `path`, which holds its integers from training, to `out` as it is."""
     save_model(onnx.load(str(path)), out)
     left, weighted = len(float_nodes(out)), len(float_nodes(float_graph))
-    words = in_words(scheme.model_copy(update={"calibration": None}))  # the ranges are trained
+    words = in_words(scheme.model_copy(update={"calibration": None, "repairs": []}))  # trained instead
     return Quantized(f"{words}, from training", scheme.why, weighted, left, 0)
 
 
@@ -109,12 +114,13 @@ def quantize(
         seed: of the choice among the examples.
         keep_float: names of nodes, as `prepare` leaves them, that stay in floating point.
         ranges: where the activation ranges are kept, as `onnxruntime.quantization` writes them: read if they are
-            there, else measured and written. They do not change with `keep_float`.
+            there, else measured and written. They do not change with `keep_float`. Repairs are kept beside them, in a
+            folder by `repairs_beside`.
 
     Raises:
         InputError: a static scheme without calibration examples, ones that `observe` refuses, or nothing to quantise.
     """
-    used = 0
+    used, repaired = 0, list[str]()
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize.") as folder:
         prepared = Path(folder) / "prepared.onnx"
         if scheme.method == "float32":
@@ -123,17 +129,17 @@ def quantize(
             _to_float16(path, out)
         else:
             prepare(path, prepared)
-            used = (
-                _static(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
-                if scheme.method == "static"
-                else _dynamic(prepared, out, scheme, keep_float)
-            )
+            if scheme.method == "static":
+                used, repaired = _static(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
+            else:
+                _dynamic(prepared, out, scheme, keep_float)
             if keep_float:
                 _hold_float(out, keep_float)
     weighted, left = len(float_nodes(path)), len(float_nodes(out))
     if scheme.method in ("static", "dynamic") and weighted and left == weighted and not keep_float:
         raise InputError(f"none of the {weighted} weighted nodes could be quantised as {in_words(scheme)}")
-    return Quantized(in_words(scheme), scheme.why, weighted, 0 if scheme.method == "float16" else left, used)
+    left = 0 if scheme.method == "float16" else left
+    return Quantized(in_words(scheme), scheme.why, weighted, left, used, repaired)
 
 
 def prepare(path: Path, out: Path) -> None:
@@ -151,7 +157,8 @@ def _static(
     seed: int,
     keep_float: Sequence[str],
     ranges: Path | None,
-) -> int:
+) -> tuple[int, list[str]]:
+    """Write a static graph; how many examples calibrated, and what the repairs did."""
     if calibrate is None or len(calibrate) < 2:
         raise InputError(
             "a static number format needs at least 2 real examples: give --calibrate DATA, "
@@ -162,10 +169,17 @@ def _static(
     one_by_one = first.HasField("dim_value") or len(encode.axes) > 1
     reader = Reader(calibrate, encode, seed, 1 if one_by_one else 16, [one.name for one in inputs])
     kept = ranges or path.with_name("ranges.json")
-    if not kept.is_file():
-        _save_ranges(_measured(path, scheme, reader), kept)
-    _write_static(path, out, scheme, kept, keep_float)
-    return reader.used
+
+    def write(graph: Path, to: Path, left: Sequence[str] = ()) -> None:
+        if not kept.is_file():
+            _save_ranges(_measured(graph, scheme, reader), kept)
+        _write_static(graph, to, scheme, kept, left)
+
+    repaired = list[str]()
+    if scheme.repairs:
+        repaired = Repairs(scheme.repairs, repairs_beside(kept), reader, seed)(path, keep_float, write)
+    write(path, out, keep_float)
+    return reader.used, repaired
 
 
 def _measured(path: Path, scheme: Scheme, reader: Reader) -> dict[str, tuple[float, float]]:
@@ -220,7 +234,7 @@ def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
     return [name for i, name in enumerate(names, start=1) if i in own]
 
 
-def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -> int:
+def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -> None:
     quantize_dynamic(
         str(path),
         str(out),
@@ -230,7 +244,6 @@ def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -
         reduce_range=scheme.reduce_range,
         weight_type=TYPES[str(scheme.weight)],
     )
-    return 0
 
 
 def _hold_float(path: Path, names: Sequence[str]) -> None:

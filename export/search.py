@@ -6,9 +6,13 @@ distance, the shortest beginning of the ranking that reaches it is found by bise
 back to the integers, the most multiply-adds first. Only that set is judged on the evaluation set, and at most
 `MOST_JUDGED` are: a limit that is asked often of the same examples is held by luck at last. The next aim lies between
 those that passed and those that failed. So a search costs log N quantised graphs for each aim, and few evaluations.
+
+A static graph is repaired before that (`REPAIRS`). Where its integers are clearly nearer the float model then, it is
+judged so; the search goes on from there if it fails.
 """
 
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,9 +27,10 @@ from pydantic import TypeAdapter
 
 from potstill.export.calibrate import calibration_indices
 from potstill.export.quantize import Quantized, prepare, quantize
+from potstill.export.repairs import repaired_graph, repairs_beside
 from potstill.export.search_record import Ended, Search, Try
 from potstill.export.sensitivity import Graph, Sensitivity, apart, sensitivities
-from potstill.targets.target import Scheme
+from potstill.targets.target import Repair, Scheme
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder
 from potstill.validate.files import read_json, sha256_file, sha256_json, write_json
@@ -41,6 +46,7 @@ LEAST = 1e-12  # of a distance, so that the next aim is not zero
 GIVEN_BACK = 12  # nodes that are tried to be given back for one aim
 RANKED_BY = 32  # examples for the ranking
 HELD_OUT = 256  # examples for the distance to the float model
+REPAIRS: tuple[Repair, ...] = ("equalize", "bias")  # of a static scheme, tried before nodes are left in float
 COSTS = ("max_size", "max_latency", "max_memory")  # more bits do not help these
 Judging = Callable[[Path, tuple[str, ...]], tuple[Scorecard, Verdict]]
 
@@ -113,16 +119,22 @@ def search(start: Start, limits: Limits, judge: Judging) -> tuple[Search, Quanti
         The record; what became of the graph, None where the plain one stays; its scorecard and verdict.
     """
     with tempfile.TemporaryDirectory(dir=start.quantized.parent, prefix=".search.") as work:
-        found = _Search(start, limits, judge, Path(work))
+        plain = found = _Search(start, limits, judge, Path(work))
         ended: Ended = "through"
         try:
+            plain.judge(frozenset())
+            if (repaired := plain.repaired()) and not repaired.far():
+                found = repaired
             found.look()
         except _OutOfTimeError:
             ended = "out of time"
-        nodes = max(found.judged, key=found.merit)
-        record = found.record(nodes, ended)
-        made = found.write(nodes, start.quantized) if nodes else None
-        return record, made, *found.judged[nodes]
+        searches = [plain, found] if found is not plain else [plain]
+        sets = [(one, nodes) for one in searches for nodes in one.judged]
+        best, nodes = max(sets, key=lambda one: one[0].merit(one[1]))
+        tries = [tried for one in searches for tried in one.tries.values()]
+        record = best.record(nodes, ended, tries, len(sets))
+        made = best.write(nodes, start.quantized) if nodes or best.added else None
+        return record, made, *best.judged[nodes]
 
 
 class _OutOfTimeError(Exception):
@@ -130,14 +142,17 @@ class _OutOfTimeError(Exception):
 
 
 class _Search:
-    """Sets of nodes made, measured and judged, each once."""
+    """Sets of nodes made, measured and judged, each once.
 
-    def __init__(self, start: Start, limits: Limits, judge: Judging, work: Path) -> None:
-        self.start, self.limits, self._judge, self._work = start, limits, judge, work
-        self.began = time.monotonic()
-        self.prepared = work / "prepared.onnx"
-        prepare(start.graph, self.prepared)
-        self.graph = Graph(self.prepared)
+    `before`: the search whose scheme has no repairs, where this one has `added` some.
+    """
+
+    def __init__(
+        self, start: Start, limits: Limits, judge: Judging, work: Path, before: "_Search | None" = None
+    ) -> None:
+        self.start, self.limits, self._judge, self._work, self.before = start, limits, judge, work, before
+        self.began: float = before.began if before else time.monotonic()
+        self.added = [one for one in start.scheme.repairs if before and one not in before.start.scheme.repairs]
         of = [sha256_file(start.graph), start.scheme.model_dump(), start.calibrate.digest, start.seed]
         self.key = sha256_json([*of, start.session_options])
         used = calibration_indices(start.calibrate, start.seed)
@@ -152,6 +167,47 @@ class _Search:
         some = np.random.default_rng(self.start.seed).permutation(indices)[:most]
         return self.start.calibrate.take(some.tolist(), "search")
 
+    def repaired(self) -> "_Search | None":
+        """The same search on the repaired graph; None where there is nothing to add.
+
+        Raises:
+            _OutOfTimeError: there is no time left.
+        """
+        scheme, folder = self.start.scheme, self._work / "repaired"
+        added = [one for one in REPAIRS if one not in scheme.repairs] if scheme.method == "static" else []
+        if not added:
+            return None
+        self._in_time()
+        folder.mkdir()
+        repaired = scheme.model_copy(update={"repairs": [*scheme.repairs, *added]})
+        return _Search(replace(self.start, scheme=repaired), self.limits, self._judge, folder, self)
+
+    def far(self) -> bool:
+        """Whether this is not clearly nearer the float model than the search before it, all nodes in integers."""
+        nothing = frozenset[str]()
+        return self.before is not None and (
+            self.measured(nothing).distance * CLOSE > self.before.measured(nothing).distance
+        )
+
+    def _in_time(self) -> None:
+        if time.monotonic() - self.began > self.limits.seconds:
+            raise _OutOfTimeError
+
+    @cached_property
+    def prepared(self) -> Path:
+        """The float graph that is quantised."""
+        path = self._work / "prepared.onnx"
+        if self.start.scheme.repairs:
+            repaired_graph(repairs_beside(self.ranges), path)
+        else:
+            prepare(self.start.graph, path)
+        return path
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Its names and ties."""
+        return Graph(self.prepared)
+
     # What is kept on the disk.
 
     def _kept(self, name: str, what: Any, kind: Any, make: Callable[[], Any]) -> Any:
@@ -165,23 +221,27 @@ class _Search:
     def ranking(self) -> list[Sensitivity]:
         """The nodes in integers, the dearest for its multiply-adds first."""
         start = self.start
+        plain = self._made(frozenset()) if self.added else start.quantized
         return list(
             self._kept(
                 "ranking",
                 self.ranked_by.digest,
                 list[Sensitivity],
-                lambda: sensitivities(self.prepared, start.quantized, start.model, self.ranked_by),
+                lambda: sensitivities(self.prepared, plain, start.model, self.ranked_by),
             )
         )
 
     @cached_property
     def ranges(self) -> Path:
-        """The activation ranges, measured once."""
+        """The activation ranges, measured once; repairs are kept beside them."""
         path, start = self.limits.folder / f"ranges-{self.key[:16]}.json", self.start
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             new, out = self._work / "ranges.json", self._work / "ranges.onnx"
             quantize(start.graph, out, start.scheme, start.calibrate, start.encode, start.seed, ranges=new)
+            if repairs_beside(new).is_dir():
+                shutil.rmtree(repairs_beside(path), ignore_errors=True)  # of a search that was killed right here
+                repairs_beside(new).replace(repairs_beside(path))
             if new.is_file():  # dynamic schemes have none
                 new.replace(path)
         return path
@@ -190,6 +250,8 @@ class _Search:
 
     def names(self, nodes: frozenset[str]) -> tuple[str, ...]:
         """All that stays in float with some weighted nodes: what lies between them too, and all if they are all."""
+        if not nodes:
+            return ()
         if len(nodes) == len(self.ranking):
             return tuple(node.name for node in self.graph.model.graph.node)
         return (*sorted(nodes), *self.graph.between(nodes))
@@ -239,8 +301,8 @@ class _Search:
         """
 
         def make() -> Try:
-            if nodes and time.monotonic() - self.began > self.limits.seconds:
-                raise _OutOfTimeError
+            if nodes or self.added:
+                self._in_time()
             started, path = time.monotonic(), self._made(nodes)
             rows = self._rows(path, f"search: {len(nodes)} of {len(self.ranking)} nodes in float")
             return Try(
@@ -249,6 +311,7 @@ class _Search:
                 distance=float(apart(self._float_rows, rows, self.start.model).mean()),
                 size_bytes=path.stat().st_size,
                 seconds=time.monotonic() - started,
+                repairs=list(self.added),
             )
 
         if nodes not in self.tries:
@@ -263,9 +326,10 @@ class _Search:
         """
 
         def make() -> tuple[Scorecard, Verdict]:
-            if nodes and time.monotonic() - self.began > self.limits.seconds:
-                raise _OutOfTimeError
-            return self._judge(self._made(nodes), self.names(nodes)) if nodes else self.start.plain
+            if not nodes and not self.added:
+                return self.start.plain
+            self._in_time()
+            return self._judge(self._made(nodes), (*self.added, *self.names(nodes)))
 
         asked = [sorted(nodes), self.limits.asked]
         card, verdict = self._kept("judged", asked, tuple[Scorecard, Verdict], make)
@@ -289,9 +353,10 @@ class _Search:
         Raises:
             _OutOfTimeError: before that.
         """
-        self.judge(frozenset())
+        if self.judge(frozenset()):
+            return
         failed, passed, count = self.measured(frozenset()).distance, 0.0, 0
-        while len(self.judged) <= MOST_JUDGED and (not passed or failed > CLOSE * passed):
+        while len(self.judged) + bool(self.added) <= MOST_JUDGED and (not passed or failed > CLOSE * passed):
             count += 1
             aim = math.sqrt(passed * failed) if passed else failed / 4**count
             nodes = self._least(aim)
@@ -329,8 +394,8 @@ class _Search:
         held = sum(check.passed for check in verdict.checks)
         return (verdict.passed, tried.int8_share if verdict.passed else held, card.difference)
 
-    def record(self, nodes: frozenset[str], ended: Ended) -> Search:
-        """What is kept, and how it was found."""
+    def record(self, nodes: frozenset[str], ended: Ended, tries: list[Try], judged: int) -> Search:
+        """What is kept, and how it was found, with all tries and how many were judged."""
         _, verdict = self.judged[nodes]
         return Search(
             ended=ended,
@@ -341,9 +406,10 @@ class _Search:
             weighted=len(self.ranking),
             int8_share=self.share(nodes),
             nearest=nearest_in_words(verdict),
-            judged=len(self.judged),
+            judged=judged,
             held_out=len(self.held),
             calibrated_too=self.calibrated_too,
             seconds=time.monotonic() - self.began,
-            tries=list(self.tries.values()),
+            tries=tries,
+            repairs=list(self.added),
         )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from potstill.validate.errors import InputError, did_you_mean
 
 Calibration = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
+Repair = Literal["equalize", "smooth", "adaround", "bias"]
 
 
 def _default_calibration(known: Mapping[str, Any]) -> Calibration | None:
@@ -30,6 +31,7 @@ class Scheme(_Part):
     quantised to uint8 at run time, weights ahead. `float16`, `float32`: nothing is quantised.
     `reduce_range`: weights use 7 of their 8 bits, so that a pair of products fits into 16 bits.
     `calibration`: how a static scheme's ranges follow from the calibration examples; see export/thresholds.py.
+    `repairs`: what is done to a static scheme's float graph, so that its integers lose less; see export/repairs.py.
     Raises ValueError when the number types do not fit the method.
     Source: ONNX Runtime, docs/performance/model-optimizations/quantization.md.
     """
@@ -40,6 +42,7 @@ class Scheme(_Part):
     per_channel: bool = False
     reduce_range: bool = False
     calibration: Calibration | None = Field(default_factory=_default_calibration)
+    repairs: list[Repair] = []
     why: str
 
     @model_validator(mode="after")
@@ -51,6 +54,12 @@ class Scheme(_Part):
             raise ValueError(f"method {self.method} needs a weight type: int8 or uint8")
         if self.method != "static" and self.calibration:
             raise ValueError(f"method {self.method} has no ranges to calibrate: leave out calibration")
+        if self.method != "static" and self.repairs:
+            raise ValueError(f"method {self.method} takes no repairs, they need calibrated ranges: leave out repairs")
+        if "adaround" in self.repairs and self.weight != "int8":
+            raise ValueError("adaround needs weights around zero: say weight: int8, or leave it out of repairs")
+        if len(set(self.repairs)) < len(self.repairs):
+            raise ValueError(f"repairs names one twice: {', '.join(self.repairs)}")
         if self.method == "static" and self.activation is None:
             raise ValueError("method static needs an activation type: uint8 or int8")
         if self.method == "dynamic" and self.activation == "int8":

@@ -4,6 +4,7 @@ The net of `search_train.py`, itself the teacher, is exported with a gate of 1pp
 the target laptop-x86-vnni, and the same with one scale for each weight tensor, not each channel, in 8 and in 7 bits.
 
     plain, kept     points of accuracy lost on 1,000 test images, without and with the search
+    in float        weighted nodes, and what was repaired before
     int8            share of the multiply-adds of weighted nodes in integers after the search
     seconds         of the search; timer: around it, the ranking, every try and every evaluation included
     float, plain, kept ms    median of `potstill profile`, one thread, timed in turn
@@ -125,6 +126,7 @@ def measure(folder: Path, data: Path, weights: Path, name: str) -> dict[str, Any
     if search:
         figures |= {
             "int8_share": search.int8_share,
+            "repairs": search.repairs,
             "left": [one.module for one in search.left],
             "weighted": search.weighted,
             "tries": len(search.tries),
@@ -140,7 +142,7 @@ def row(name: str, figures: dict[str, Any]) -> list[str]:
     latency = " / ".join(f"{figures[f'{one}_ms']:.3g}" for one in ("float", *STATES))
     shown = [name, *outcomes]
     if "tries" in figures:
-        left = f"{len(figures['left'])} of {figures['weighted']}"
+        left = ", ".join([f"{len(figures['left'])} of {figures['weighted']}", *figures["repairs"]])
         shown += [f"{figures['int8_share']:.1%}", left, f"{figures['tries']} ({figures['judged']})"]
         shown += [f"{figures['seconds']:.0f}"]
     else:

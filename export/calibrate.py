@@ -1,5 +1,6 @@
 """Which examples calibrate, one batch at a time."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -30,6 +31,10 @@ class Reader:
         self._examples, self._encode, self._batch_size, self._names = examples, encode, batch_size, names
         self._order = calibration_indices(examples, seed)
         self.used = len(self._order)
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return math.ceil(self.used / self._batch_size)
 
     def __iter__(self) -> Iterator[Inputs]:
         """The inputs of each batch; the last may be smaller."""

@@ -17,8 +17,9 @@ from potstill.export.graph import Parity, fix_shapes, model_bytes
 from potstill.export.ort_format import write_ort
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
 from potstill.export.rewrites import suit
-from potstill.export.search import Judging, Limits, Start, helps, search, searchable
+from potstill.export.search import helps, search, searchable
 from potstill.export.search_record import Search
+from potstill.export.search_sets import Judging, Limits, Start
 from potstill.targets.coverage import Coverage
 from potstill.targets.target import Scheme, Target
 from potstill.validate.checkpoint import LABELS
@@ -74,7 +75,7 @@ class Package:
         """Its number formats in words, with what is in float and how that was found."""
         made = self.quantized
         left = f"{made.left_float} of {made.weighted} weighted nodes in float"
-        told = [made.scheme, left if made.left_float and made.scheme != "float32" else ""]
+        told = [made.scheme, *made.repaired, left if made.left_float and made.scheme != "float32" else ""]
         told += [f"{made.more_bits} with 8-bit weights in blocks"] if made.more_bits else []
         return ", ".join(filter(None, [*told, self.search.in_words() if self.search else ""]))
 
@@ -133,7 +134,7 @@ def make_package(
         order: the graph and its record.
         calibrate: examples for activation ranges.
         golden: examples whose inputs and outputs an app can test itself with.
-        judge: of a predictor, the bytes of its model file and the nodes that were searched and left in float, its
+        judge: of a predictor, the bytes of its model file and what was searched (repairs, nodes left in float), its
             scorecard and the gate's verdict, if there is one.
         card: gives the text of the package's README.
 

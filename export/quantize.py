@@ -2,24 +2,22 @@
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
+from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from potstill.export.calibrate import Reader, calibration_indices
-from potstill.export.embeddings import embeddings, embeddings_in_rows
+from potstill.export.calibrate import calibration_indices
+from potstill.export.embeddings import embeddings_in_rows
 from potstill.export.graph import data_file, save_model, too_large
 from potstill.export.half import EXAMPLES, Half, to_float16
-from potstill.export.ranges import float_tensors, observe
-from potstill.export.thresholds import BINNED, METHODS, minmax
+from potstill.export.static import TYPES, tables_of, write_static
 from potstill.export.weight_only import BLOCK, MORE_BITS, as_products, in_blocks, weights_in_blocks
 from potstill.targets.target import Scheme, Target
 from potstill.validate.data import Examples
@@ -29,12 +27,6 @@ from potstill.validate.fake_quant import Formats
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LEAST = "potstill.least"  # the name of a constant
-TYPES = {
-    "uint8": QuantType.QUInt8,
-    "int8": QuantType.QInt8,
-    "uint16": QuantType.QUInt16,
-    "int16": QuantType.QInt16,
-}
 
 
 @dataclass(frozen=True)
@@ -49,6 +41,7 @@ class Quantized:
         calibration_examples: that gave the activation ranges; 0 where none are needed.
         float32_nodes: of a float16 graph, names of the nodes that were measured to need float32.
         more_bits: how many of the weighted nodes a search gave 8-bit weights in blocks.
+        repaired: what each repair of the scheme did, one clause for each.
     """
 
     scheme: str
@@ -58,6 +51,7 @@ class Quantized:
     calibration_examples: int
     float32_nodes: list[str] = Field(default_factory=list)
     more_bits: int = 0
+    repaired: list[str] = Field(default_factory=list)
 
 
 def scheme_for(path: Path, target: Target) -> Scheme:
@@ -84,6 +78,7 @@ def in_words(scheme: Scheme) -> str:
     words += ["reduced range"] if scheme.reduce_range else []
     words += [f"ranges by {scheme.calibration.replace('_', ' ')}"] if scheme.calibration not in (None, "minmax") else []
     words += [f"embeddings in {scheme.embedding} rows"] if scheme.embedding else []
+    words += [f"repaired by {' and '.join(scheme.repairs)}"] if scheme.repairs else []
     return ", ".join(words)
 
 
@@ -97,7 +92,7 @@ def as_trained(path: Path, out: Path, scheme: Scheme, float_graph: Path) -> Quan
     """Write the graph at `path`, which holds its integers from training, to `out` as it is."""
     save_model(onnx.load(str(path)), out)
     left, weighted = len(float_nodes(out)), len(float_nodes(float_graph))
-    words = in_words(scheme.model_copy(update={"calibration": None}))  # the ranges are trained
+    words = in_words(scheme.model_copy(update={"calibration": None, "repairs": []}))  # trained instead
     return Quantized(f"{words}, from training", scheme.why, weighted, left, 0)
 
 
@@ -128,12 +123,13 @@ def quantize(
         keep_float: names of nodes, as `prepare` leaves them, that stay in floating point, or have the
             scheme's `more_bits`.
         ranges: where the activation ranges are kept, as `onnxruntime.quantization` writes them: read if they are
-            there, else measured and written. They do not change with `keep_float`.
+            there, else measured and written. They do not change with `keep_float`. Repairs are kept beside them, in a
+            folder by `repairs_beside`.
 
     Raises:
         InputError: a static scheme without calibration examples, ones that `observe` refuses, or nothing to quantise.
     """
-    used = 0
+    used, repaired = 0, list[str]()
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize.") as folder:
         prepared = Path(folder) / "prepared.onnx"
         if scheme.method == "float32":
@@ -142,10 +138,10 @@ def quantize(
             return _half(path, scheme, to_float16(path, out, _some(path, calibrate, encode, seed)))
         else:
             prepare(path, prepared)
-            used = _in_integers(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
+            used, repaired = _in_integers(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
             if data_file(out).is_file():  # what was too large for one file may fit now
                 save_model(onnx.load(str(out)), out)
-            tables = [node for node in _tables(prepared, scheme) if node not in keep_float]
+            tables = [node for node in tables_of(prepared, scheme) if node not in keep_float]
             if scheme.embedding and tables:
                 embeddings_in_rows(out, scheme.embedding, tables)
             else:
@@ -158,7 +154,7 @@ def quantize(
     if scheme.method not in ("float32", "float16") and weighted and left == weighted and not keep_float:
         raise InputError(f"none of the {weighted} weighted nodes could be quantised as {in_words(scheme)}")
     more = len(in_blocks(out)) if scheme.more_bits else 0
-    return Quantized(in_words(scheme), scheme.why, weighted, left, used, more_bits=more)
+    return Quantized(in_words(scheme), scheme.why, weighted, left, used, more_bits=more, repaired=repaired)
 
 
 def prepare(path: Path, out: Path) -> None:
@@ -196,105 +192,16 @@ def _in_integers(
     seed: int,
     keep_float: Sequence[str],
     ranges: Path | None,
-) -> int:
-    """Write a prepared graph by the scheme's method; how many examples gave ranges."""
+) -> tuple[int, list[str]]:
+    """Write a prepared graph by the scheme's method; how many examples gave ranges, and what the repairs did."""
     if scheme.method == "static":
-        return _static(path, out, scheme, calibrate, encode, seed, keep_float, ranges)
+        return write_static(path, out, scheme, calibrate, encode, seed, keep_float, ranges)
     if scheme.method == "dynamic":
         _dynamic(path, out, scheme, keep_float)
     else:
         save_model(onnx.load(str(path)), out)
         weights_in_blocks(out, int(str(scheme.weight).removeprefix("int")), int(scheme.block_size or BLOCK), keep_float)
-    return 0
-
-
-def _tables(path: Path, scheme: Scheme) -> list[str]:
-    """Names of the embeddings that a scheme wants in integers by row."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    return [node.name for node in embeddings(graph)] if scheme.embedding else []
-
-
-def _static(
-    path: Path,
-    out: Path,
-    scheme: Scheme,
-    calibrate: Examples | None,
-    encode: Encoder,
-    seed: int,
-    keep_float: Sequence[str],
-    ranges: Path | None,
-) -> int:
-    if calibrate is None or len(calibrate) < 2:
-        raise InputError(
-            "a static number format needs at least 2 real examples: give --calibrate DATA, "
-            "or data.calibrate in the recipe"
-        )
-    inputs = onnx.load(str(path), load_external_data=False).graph.input
-    first = inputs[0].type.tensor_type.shape.dim[0]
-    one_by_one = first.HasField("dim_value") or len(encode.axes) > 1
-    reader = Reader(calibrate, encode, seed, 1 if one_by_one else 16, [one.name for one in inputs])
-    kept = ranges or path.with_name("ranges.json")
-    if not kept.is_file():
-        _save_ranges(_measured(path, scheme, reader), kept)
-    _write_static(path, out, scheme, kept, keep_float)
-    return reader.used
-
-
-def _measured(path: Path, scheme: Scheme, reader: Reader) -> dict[str, tuple[float, float]]:
-    """The range of each activation over the calibration examples, by the scheme's method."""
-    method, activation = scheme.calibration or "minmax", scheme.activation or "uint8"
-    binned = _read_ranges(path, scheme) if method in BINNED else ()
-    ranges = {}
-    for name, seen in observe(path, reader, binned).items():
-        kept = METHODS[method] if seen.histogram or method not in BINNED else minmax
-        ranges[name] = kept(seen, activation)
-    return ranges
-
-
-def _formats(scheme: Scheme) -> Formats:
-    return Formats(scheme.activation or "uint8", scheme.reduce_range)
-
-
-def _save_ranges(ranges: Mapping[str, tuple[float, float]], path: Path) -> None:
-    """Write ranges as ONNX Runtime keeps those that it calibrated."""
-    data = {name: tuple(np.array(end, dtype=np.float32) for end in ends) for name, ends in ranges.items()}
-    save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), path)
-
-
-def _write_static(path: Path, out: Path, scheme: Scheme, ranges: Path, keep_float: Sequence[str] = ()) -> None:
-    """Quantise a graph with given ranges, which ONNX Runtime takes as if it had calibrated and kept them."""
-    quantize_static(
-        str(path),
-        str(out),
-        None,
-        quant_format=QuantFormat.QDQ,
-        per_channel=scheme.per_channel,
-        reduce_range=scheme.reduce_range,
-        activation_type=TYPES[str(scheme.activation)],
-        weight_type=TYPES[str(scheme.weight)],
-        calibrate_method=CalibrationMethod.MinMax,
-        nodes_to_exclude=[*_activation_products(path), *_tables(path, scheme), *keep_float],
-        extra_options={"ActivationSymmetric": _formats(scheme).symmetric},
-        calibration_cache_path=ranges,
-        use_external_data_format=too_large(path),
-    )
-
-
-def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
-    """Names of the activations whose own range decides a scale of the quantised graph.
-
-    Not those whose range is another's or fixed, as that of what a ReLU reads or a softmax gives. ONNX Runtime is asked:
-    each activation gets a range that makes its scale a number of its own.
-    """
-    names, steps = float_tensors(path), _formats(scheme).limits[1]
-    tried, ranges = path.with_name("tried.onnx"), path.with_name("tried.json")
-    _save_ranges({name: (0.0, float(steps * i)) for i, name in enumerate(names, start=1)}, ranges)
-    _write_static(path, tried, scheme, ranges)
-    graph = onnx.load(str(tried)).graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    scales = [tensors[node.input[1]] for node in graph.node if node.op_type == "QuantizeLinear"]
-    own = {float(numpy_helper.to_array(scale)) for scale in scales if not scale.dims}
-    return [name for i, name in enumerate(names, start=1) if i in own]
+    return 0, []
 
 
 def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -> None:
@@ -302,7 +209,7 @@ def _dynamic(path: Path, out: Path, scheme: Scheme, keep_float: Sequence[str]) -
         str(path),
         str(out),
         op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-        nodes_to_exclude=[*_tables(path, scheme), *keep_float, *as_products(keep_float)],
+        nodes_to_exclude=[*tables_of(path, scheme), *keep_float, *as_products(keep_float)],
         per_channel=scheme.per_channel,
         reduce_range=scheme.reduce_range,
         weight_type=TYPES[str(scheme.weight)],
@@ -346,13 +253,6 @@ def _mend(path: Path) -> None:
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
     save_model(model, path)
-
-
-def _activation_products(path: Path) -> list[str]:
-    """Names of the products of two activations (as in attention): they lose more than they gain in integers."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    constant = {tensor.name for tensor in graph.initializer}
-    return [node.name for node in graph.node if node.op_type == "MatMul" and not constant & set(node.input)]
 
 
 def float_nodes(path: Path) -> list[str]:

@@ -6,86 +6,22 @@ distance, the shortest beginning of the ranking that reaches it is found by bise
 back to the integers, the most multiply-adds first. Only that set is judged on the evaluation set, and at most
 `MOST_JUDGED` are: a limit that is asked often of the same examples is held by luck at last. The next aim lies between
 those that passed and those that failed. So a search costs log N quantised graphs for each aim, and few evaluations.
+
+A static graph is repaired before that (`REPAIRS`). Where its integers are clearly nearer the float model then, it is
+judged so; the search goes on from there if it fails.
 """
 
-import math
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import TypeAdapter
-
-from potstill.export.calibrate import calibration_indices
-from potstill.export.graph import model_bytes
-from potstill.export.quantize import Quantized, prepare, quantize
-from potstill.export.search_record import Ended, Search, Try
-from potstill.export.sensitivity import Graph, Sensitivity, apart, sensitivities
+from potstill.export.quantize import Quantized
+from potstill.export.search_record import Ended, Search
+from potstill.export.search_sets import Judging, Limits, OutOfTimeError, Sets, Start
 from potstill.targets.target import Scheme
-from potstill.validate.data import Examples
-from potstill.validate.encoder import Encoder
-from potstill.validate.files import read_json, sha256_file, sha256_json, write_json
-from potstill.validate.model import Model
-from potstill.validate.predictor import OnnxPredictor, one_below_another
-from potstill.validate.progress import track
 from potstill.validate.scorecard import Scorecard
-from potstill.validate.verdict import Verdict, nearest_in_words
+from potstill.validate.verdict import Verdict
 
-MOST_JUDGED = 6  # sets on the evaluation set, beside the plain one
-CLOSE = 1.1  # distances whose ratio is below this are not told apart
-LEAST = 1e-12  # of a distance, so that the next aim is not zero
-GIVEN_BACK = 12  # nodes that are tried to be given back for one aim
-RANKED_BY = 32  # examples for the ranking
-HELD_OUT = 256  # examples for the distance to the float model
 COSTS = ("max_size", "max_latency", "max_memory")  # more bits do not help these
-Judging = Callable[[Path, tuple[str, ...]], tuple[Scorecard, Verdict]]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How a search may go.
-
-    Attributes:
-        seconds: after which no further set is tried; what runs then is ended.
-        folder: where tries are kept, so that a search that was killed goes on.
-        asked: a hash of the gate and of what it is asked on.
-    """
-
-    seconds: float
-    folder: Path
-    asked: str
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a search is about.
-
-    Attributes:
-        graph: the float graph, as `quantize` takes it.
-        quantized: the same in the scheme, nothing left in float.
-        plain: what the gate said of that.
-        scheme: the number formats.
-        model: whose graph it is.
-        encode: of the package.
-        calibrate: examples for the ranges; those that do not go into these rank and measure.
-        seed: of their choice.
-        session_options: of the target's runtime.
-    """
-
-    graph: Path
-    quantized: Path
-    plain: tuple[Scorecard, Verdict]
-    scheme: Scheme
-    model: Model
-    encode: Encoder
-    calibrate: Examples
-    seed: int
-    session_options: dict[str, str]
 
 
 def helps(verdict: Verdict | None) -> bool:
@@ -114,262 +50,19 @@ def search(start: Start, limits: Limits, judge: Judging) -> tuple[Search, Quanti
         The record; what became of the graph, None where the plain one stays; its scorecard and verdict.
     """
     with tempfile.TemporaryDirectory(dir=start.quantized.parent, prefix=".search.") as work:
-        found = _Search(start, limits, judge, Path(work))
+        plain = found = Sets(start, limits, judge, Path(work))
         ended: Ended = "through"
         try:
+            plain.judge(frozenset())
+            if (repaired := plain.repaired()) and not repaired.far():
+                found = repaired
             found.look()
-        except _OutOfTimeError:
+        except OutOfTimeError:
             ended = "out of time"
-        nodes = max(found.judged, key=found.merit)
-        record = found.record(nodes, ended)
-        made = found.write(nodes, start.quantized) if nodes else None
-        return record, made, *found.judged[nodes]
-
-
-class _OutOfTimeError(Exception):
-    """The search has had its time."""
-
-
-class _Search:
-    """Sets of nodes made, measured and judged, each once."""
-
-    def __init__(self, start: Start, limits: Limits, judge: Judging, work: Path) -> None:
-        self.start, self.limits, self._judge, self._work = start, limits, judge, work
-        self.began = time.monotonic()
-        self.prepared = work / "prepared.onnx"
-        prepare(start.graph, self.prepared)
-        self.graph = Graph(self.prepared)
-        self.key = self._key()
-        used = calibration_indices(start.calibrate, start.seed)
-        rest = np.setdiff1d(np.random.default_rng(start.seed).permutation(len(start.calibrate)), used)
-        self.calibrated_too = len(rest) < RANKED_BY
-        self.held = self._drawn(used if self.calibrated_too else rest, HELD_OUT)
-        self.ranked_by = self._drawn(used, RANKED_BY)
-        self.tries: dict[frozenset[str], Try] = {}
-        self.judged: dict[frozenset[str], tuple[Scorecard, Verdict]] = {}
-        self.missed: list[Try] = []  # with `more_bits`, where these do not hold the gate
-
-    def _key(self) -> str:
-        start = self.start
-        of = [sha256_file(start.graph), start.scheme.model_dump(), start.calibrate.digest, start.seed]
-        return sha256_json([*of, start.session_options])
-
-    def _drawn(self, indices: NDArray[np.int64], most: int) -> Examples:
-        some = np.random.default_rng(self.start.seed).permutation(indices)[:most]
-        return self.start.calibrate.take(some.tolist(), "search")
-
-    # What is kept on the disk.
-
-    def _kept(self, name: str, what: Any, kind: Any, make: Callable[[], Any]) -> Any:
-        """A value made now, or read from where an earlier search left it."""
-        path = self.limits.folder / f"{name}-{sha256_json([self.key, what])[:16]}.json"
-        if not path.is_file():
-            write_json(path, TypeAdapter(kind).dump_python(make(), mode="json"))
-        return TypeAdapter(kind).validate_python(read_json(path))
-
-    @cached_property
-    def ranking(self) -> list[Sensitivity]:
-        """The nodes in integers, the dearest for its multiply-adds first."""
-        start = self.start
-        return list(
-            self._kept(
-                "ranking",
-                self.ranked_by.digest,
-                list[Sensitivity],
-                lambda: sensitivities(self.prepared, start.quantized, start.model, self.ranked_by),
-            )
-        )
-
-    @cached_property
-    def ranges(self) -> Path:
-        """The activation ranges, measured once."""
-        path, start = self.limits.folder / f"ranges-{self.key[:16]}.json", self.start
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new, out = self._work / "ranges.json", self._work / "ranges.onnx"
-            quantize(start.graph, out, start.scheme, start.calibrate, start.encode, start.seed, ranges=new)
-            if new.is_file():  # dynamic schemes have none
-                new.replace(path)
-        return path
-
-    # One set of nodes.
-
-    def names(self, nodes: frozenset[str]) -> tuple[str, ...]:
-        """All that stays in float with some weighted nodes: what lies between them too, and all if they are all."""
-        if len(nodes) == len(self.ranking):
-            return tuple(node.name for node in self.graph.model.graph.node)
-        return (*sorted(nodes), *self.graph.between(nodes))
-
-    def share(self, nodes: frozenset[str]) -> float:
-        """Share of the multiply-adds that are in integers with some nodes in float."""
-        left = sum(one.macs for one in self.ranking if one.node in nodes)
-        return 1 - left / sum(one.macs for one in self.ranking)
-
-    def write(self, nodes: frozenset[str], out: Path) -> Quantized:
-        """Write the model with some nodes in float."""
-        start, left = self.start, self.names(nodes)
-        return quantize(
-            start.graph, out, start.scheme, start.calibrate, start.encode, start.seed,
-            keep_float=left, ranges=self.ranges,
-        )  # fmt: skip
-
-    def _made(self, nodes: frozenset[str]) -> Path:
-        """The model file with some nodes in float."""
-        out = self._work / f"{sha256_json(sorted(nodes))[:16]}.onnx"
-        if not out.is_file():
-            self.write(nodes, out)
-        return out
-
-    def _rows(self, path: Path, label: str) -> NDArray[np.float32]:
-        """What a model file says of the held-out examples, (R, C)."""
-        start = self.start
-        predictor = OnnxPredictor(
-            path, start.encode, path.name, read=start.model.read, session_options=start.session_options
-        )
-        with track(label, len(self.held)) as advance:
-            found = []
-            for i in range(len(self.held)):
-                found.append(predictor(self.held.rows([i])))
-                advance(1)
-        return one_below_another(found)
-
-    @cached_property
-    def _float_rows(self) -> NDArray[np.float32]:
-        return self._rows(self.start.graph, "the float model")
-
-    def measured(self, nodes: frozenset[str]) -> Try:
-        """A set with its distance to the float model.
-
-        Raises:
-            _OutOfTimeError: it would be made, and there is no time left.
-        """
-
-        def make() -> Try:
-            if nodes and time.monotonic() - self.began > self.limits.seconds:
-                raise _OutOfTimeError
-            started, path = time.monotonic(), self._made(nodes)
-            rows = self._rows(path, f"search: {len(nodes)} of {len(self.ranking)} nodes in float")
-            return Try(
-                left_float=sorted(nodes),
-                int8_share=self.share(nodes),
-                distance=float(apart(self._float_rows, rows, self.start.model).mean()),
-                size_bytes=model_bytes(path),
-                seconds=time.monotonic() - started,
-            )
-
-        if nodes not in self.tries:
-            self.tries[nodes] = self._kept("try", [sorted(nodes), self.held.digest], Try, make)
-        return self.tries[nodes]
-
-    def judge(self, nodes: frozenset[str]) -> bool:
-        """Whether the gate lets a set pass on the evaluation set.
-
-        Raises:
-            _OutOfTimeError: it would have to be asked, and there is no time left.
-        """
-
-        def make() -> tuple[Scorecard, Verdict]:
-            if nodes and time.monotonic() - self.began > self.limits.seconds:
-                raise _OutOfTimeError
-            return self._judge(self._made(nodes), self.names(nodes)) if nodes else self.start.plain
-
-        asked = [sorted(nodes), self.limits.asked]
-        card, verdict = self._kept("judged", asked, tuple[Scorecard, Verdict], make)
-        self.judged[nodes] = card, verdict
-        apart_, known = card.difference_interval, self.measured(nodes)
-        self.tries[nodes] = replace(
-            known,
-            difference=card.difference,
-            low=apart_.low,
-            high=apart_.high,
-            outcome=verdict.outcome,
-            passed=verdict.passed,
-        )
-        return bool(verdict.passed)
-
-    # The way through the sets.
-
-    def look(self) -> None:
-        """Judge sets until no better one is in sight.
-
-        Raises:
-            _OutOfTimeError: before that.
-        """
-        self.judge(frozenset())
-        failed, passed, count = self.measured(frozenset()).distance, 0.0, 0
-        if self.start.scheme.more_bits:
-            passed = self._by_more_bits()
-        while len(self.judged) <= MOST_JUDGED and (not passed or failed > CLOSE * passed):
-            count += 1
-            aim = math.sqrt(passed * failed) if passed else failed / 4**count
-            nodes = self._least(aim)
-            if nodes in self.judged and not passed:
-                return  # all nodes are in float
-            if nodes in self.judged:
-                passed = aim
-            elif self.judge(nodes):
-                passed = max(self.measured(nodes).distance, LEAST)
-            else:
-                failed = self.measured(nodes).distance
-
-    def _by_more_bits(self) -> float:
-        """The distance with `more_bits` for all nodes if that holds the gate; else 0, and from now on float32.
-
-        Raises:
-            _OutOfTimeError: before that is known.
-        """
-        every = frozenset(one.node for one in self.ranking)
-        if self.judge(every):
-            return max(self.measured(every).distance, LEAST)
-        self.missed = [self.tries.pop(every)]
-        del self.judged[every]
-        self.start = replace(self.start, scheme=self.start.scheme.model_copy(update={"more_bits": None}))
-        self.key = self._key()
-        for left in self._work.glob("*.onnx"):
-            if left != self.prepared:
-                left.unlink()
-        return 0.0
-
-    def _least(self, aim: float) -> frozenset[str]:
-        """A small set whose distance is at most `aim`; all nodes if no other is."""
-        names = [one.node for one in self.ranking]
-        low, high = 0, len(names)  # of the beginnings, this one is too far and this one is near enough
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self.measured(frozenset(names[:middle])).distance <= aim:
-                high = middle
-            else:
-                low = middle
-        nodes = frozenset(names[:high])
-        spare = sorted((one for one in self.ranking if one.node in nodes), key=lambda one: -one.macs)
-        for one in spare[:GIVEN_BACK]:
-            if time.monotonic() - self.began > self.limits.seconds / 2:  # the other half is for judging
-                break
-            fewer = nodes - {one.node}
-            nodes = fewer if self.measured(fewer).distance <= aim else nodes
-        return nodes
-
-    def merit(self, nodes: frozenset[str]) -> tuple[float, ...]:
-        """By what judged sets are compared, the larger the better."""
-        (card, verdict), tried = self.judged[nodes], self.tries[nodes]
-        held = sum(check.passed for check in verdict.checks)
-        return (verdict.passed, tried.int8_share if verdict.passed else held, card.difference)
-
-    def record(self, nodes: frozenset[str], ended: Ended) -> Search:
-        """What is kept, and how it was found."""
-        _, verdict = self.judged[nodes]
-        return Search(
-            ended=ended,
-            passed=verdict.passed,
-            asked=self.limits.asked,
-            keep_float=list(self.names(nodes)),
-            left=[one for one in self.ranking if one.node in nodes],
-            weighted=len(self.ranking),
-            int8_share=self.share(nodes),
-            nearest=nearest_in_words(verdict),
-            judged=len(self.judged) + len(self.missed),
-            held_out=len(self.held),
-            calibrated_too=self.calibrated_too,
-            seconds=time.monotonic() - self.began,
-            tries=[*self.tries.values(), *self.missed],
-        )
+        searches = [plain, found] if found is not plain else [plain]
+        sets = [(one, nodes) for one in searches for nodes in one.judged]
+        best, nodes = max(sets, key=lambda one: one[0].merit(one[1]))
+        tries = [tried for one in searches for tried in [*one.tries.values(), *one.missed]]
+        record = best.record(nodes, ended, tries, len(sets) + sum(len(one.missed) for one in searches))
+        made = best.write(nodes, start.quantized) if nodes or best.added else None
+        return record, made, *best.judged[nodes]

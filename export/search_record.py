@@ -1,5 +1,6 @@
 """What a search for nodes to leave in floating point tried, found and gave up."""
 
+from dataclasses import field
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
@@ -24,6 +25,7 @@ class Try:
         low, high: its 95 % interval.
         outcome: the gate's.
         passed: whether the gate let it pass.
+        repairs: what was added to the scheme's own.
     """
 
     left_float: list[str]
@@ -36,6 +38,7 @@ class Try:
     high: float | None = None
     outcome: Outcome | None = None
     passed: bool | None = None
+    repairs: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Search:
         calibrated_too: whether these also gave the ranges, because there were no others.
         seconds: that it took.
         tries: in order, the plain one first.
+        repairs: what was added to the scheme's own in what was kept.
     """
 
     ended: Ended
@@ -71,6 +75,7 @@ class Search:
     calibrated_too: bool
     seconds: float
     tries: list[Try]
+    repairs: list[str] = field(default_factory=list)
 
     def in_words(self) -> str:
         """One clause for a table."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.export.package import MANIFEST, Package
-from potstill.export.search import Limits, helps
+from potstill.export.search import helps
+from potstill.export.search_sets import Limits
 from potstill.pipeline.cache import WORK, Cache
 from potstill.pipeline.judging import Subject
 from potstill.pipeline.material import Material
@@ -49,16 +50,17 @@ def to_be_made(folder: Path, key: str, limits: Limits | None, verdict: Callable[
 
 
 def key_with(key: str, left: Sequence[str]) -> str:
-    """What a package's predictions and measurements are kept under, by the nodes that a search left in float."""
+    """What a package's predictions and measurements are kept under, by what a search repaired and left in float."""
     return sha256_json([key, sorted(left)]) if left else key
 
 
 def key_of(folder: Path, key: str, known: str) -> str:
     """`key_with` of what a package that is there with this key is known by; `known` itself where there is none."""
     search = (manifest_of(folder, key) or {}).get("search") or {}
-    return key_with(known, search.get("keep_float", ()))
+    return key_with(known, [*search.get("repairs", ()), *search.get("keep_float", ())])
 
 
 def known_by(subject: Subject, package: Package) -> Subject:
-    """A package as a subject, by the nodes that are in float in it."""
-    return replace(subject, key=key_with(subject.key, package.search.keep_float if package.search else ()))
+    """A package as a subject, by what a search repaired and left in float in it."""
+    found = [*package.search.repairs, *package.search.keep_float] if package.search else ()
+    return replace(subject, key=key_with(subject.key, found))

@@ -13,6 +13,7 @@ from potstill.validate.errors import InputError, did_you_mean
 OPSETS = range(17, 24)  # from LayerNormalization to Attention; all of them tried on ONNX Runtime 1.31.1
 QNN = "QNNExecutionProvider"
 Calibration = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
+Repair = Literal["equalize", "smooth", "adaround", "bias"]
 
 
 def _default_calibration(known: Mapping[str, Any]) -> Calibration | None:
@@ -41,6 +42,7 @@ class Scheme(_Part):
     and dynamic schemes have one scale for a whole table, and `weights` leaves tables in float32.
     `more_bits`: what the products get that a search takes out of a dynamic scheme's integers: `int8_blocks`, 8-bit
     weights as by `weights`; without it float32.
+    `repairs`: what is done to a static scheme's float graph, so that its integers lose less; see export/repairs.py.
     Raises ValueError when the number types do not fit the method.
     Source: ONNX Runtime, docs/performance/model-optimizations/quantization.md.
     """
@@ -54,6 +56,7 @@ class Scheme(_Part):
     block_size: int | None = Field(default_factory=_default_block_size)
     embedding: Literal["int8", "int4"] | None = None
     more_bits: Literal["int8_blocks"] | None = None
+    repairs: list[Repair] = []
     why: str
 
     @model_validator(mode="after")
@@ -72,6 +75,7 @@ class Scheme(_Part):
             raise ValueError(f"method {self.method} has no ranges to calibrate: leave out calibration")
         if self.method == "static":
             self._fits_static()
+        self._fits_repairs()
         if self.method == "dynamic" and self.activation not in (None, "uint8"):
             raise ValueError("method dynamic has uint8 activations (DynamicQuantizeLinear): leave out activation")
         if self.method != "dynamic" and self.more_bits:
@@ -84,6 +88,14 @@ class Scheme(_Part):
             raise ValueError("method static needs an activation type: uint8, int8, uint16 or int16")
         if (self.activation, self.weight) == ("int8", "uint8"):
             raise ValueError("int8 activations need int8 weights: ONNX Runtime quantises no int8 × uint8")
+
+    def _fits_repairs(self) -> None:
+        if self.method != "static" and self.repairs:
+            raise ValueError(f"method {self.method} takes no repairs, they need calibrated ranges: leave out repairs")
+        if "adaround" in self.repairs and self.weight != "int8":
+            raise ValueError("adaround needs weights around zero: say weight: int8, or leave it out of repairs")
+        if len(set(self.repairs)) < len(self.repairs):
+            raise ValueError(f"repairs names one twice: {', '.join(self.repairs)}")
 
     def _fits_blocks(self) -> None:
         if self.method != "weights" and self.block_size:

@@ -13,8 +13,9 @@ from torch import nn
 
 from potstill.export.graph import export_graph
 from potstill.export.quantize import float_nodes, prepare, quantize
-from potstill.export.search import Limits, Start, helps, search
+from potstill.export.search import helps, search
 from potstill.export.search_record import Search
+from potstill.export.search_sets import Limits, Start
 from potstill.export.sensitivity import ON, Graph, apart, multiply_adds, noisy_graph, open_graph, sensitivities
 from potstill.export.weight_only import in_blocks
 from potstill.targets.target import Scheme
@@ -56,6 +57,13 @@ class Made:
         x = images(900).rows(range(700, 900))["x"]
         mine, theirs = (onnxruntime.InferenceSession(p).run(None, {"x": x})[0].argmax(1) for p in (self.graph, path))
         return float((mine == theirs).mean())
+
+
+@pytest.fixture(autouse=True)
+def repairs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only tests with `repaired` in their name repair first; the others are about the nodes in float."""
+    if "repaired" not in request.node.name:
+        monkeypatch.setattr("potstill.export.search_sets.REPAIRS", ())
 
 
 @pytest.fixture(scope="module")
@@ -389,3 +397,48 @@ def test_more_bits_do_not_help_a_size() -> None:
     assert not helps(verdict(False, "max_size"))
     assert not helps(None)
     assert helps(verdict_of([*verdict(False, "max_size").checks, *verdict(False).checks]))
+
+
+def test_a_repaired_graph_that_passes_leaves_nothing_in_float(made: Made, tmp_path: Path) -> None:
+    """Bias correction alone takes back what the spoiled node loses."""
+    judge = Judge(made, made.agreement(made.quantized) + 0.02)
+    result, start = found(made, tmp_path, judge)
+    assert (result.passed, result.ended, result.left, result.keep_float) == (True, "through", [], [])
+    assert result.repairs == ["equalize", "bias"]
+    assert judge.asked == [("equalize", "bias")]
+    assert (result.judged, [one.repairs for one in result.tries]) == (2, [[], ["equalize", "bias"]])
+    assert result.tries[1].distance < result.tries[0].distance / 2
+    assert float_nodes(start.quantized) == []
+    assert made.agreement(start.quantized) >= judge.least
+    again, *_ = search(made.start(tmp_path, (card(-0.1), verdict(False))), Limits(60, tmp_path / "tries", "a"), judge)
+    assert (again.repairs, len(judge.asked)) == (result.repairs, 1)
+
+
+def test_nodes_are_left_in_float_in_a_repaired_graph(made: Made, tmp_path: Path) -> None:
+    judge = Judge(made, 1.0)
+    result, start = found(made, tmp_path, judge)
+    assert (result.passed, result.repairs) == (True, ["equalize", "bias"])
+    assert result.left
+    assert all(asked[:2] == ("equalize", "bias") for asked in judge.asked)
+    assert len(judge.asked) <= 6
+    assert set(float_nodes(start.quantized)) == {one.node for one in result.left}
+    assert made.agreement(start.quantized) == 1.0
+
+
+def test_a_repaired_graph_that_is_no_nearer_is_not_judged(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("potstill.export.search.CLOSE", 1e9)
+    judge = Judge(made, made.agreement(made.quantized) + 0.02)
+    result, _ = found(made, tmp_path, judge)
+    assert result.repairs == []
+    assert ("equalize", "bias") not in [asked[:2] for asked in judge.asked]
+
+
+def test_a_repaired_graph_that_is_judged_worse_is_not_kept(made: Made, tmp_path: Path) -> None:
+    start = made.start(tmp_path, (card(-0.1), verdict(False)))
+    result, quantized, *_ = search(
+        start, Limits(60, tmp_path / "tries", "a"), lambda path, left: (card(-0.2), verdict(False))
+    )
+    assert (result.repairs, result.left, quantized) == ([], [], None)
+    assert start.quantized.read_bytes() == made.quantized.read_bytes()

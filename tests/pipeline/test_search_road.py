@@ -38,11 +38,12 @@ def net():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An export with a gate that the plain int8 misses."""
+    """An export with a gate that the plain int8 misses; nothing is repaired, so that nodes are left in float."""
     folder = tmp_path_factory.mktemp("searched")
     (folder / "spoiled_net.py").write_text(FACTORY)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
+        patch.setattr("potstill.export.search_sets.REPAIRS", ())
         import spoiled_net  # type: ignore[import-not-found]
 
         model = spoiled_net.net().eval()
@@ -126,6 +127,31 @@ def test_without_time_nothing_is_searched(run: Path) -> None:
     plain = sha256_file(run / "off" / "packages" / TARGET / "model.onnx")
     assert export(run, "off", "5pp") == 0
     assert sha256_file(run / "off" / "packages" / TARGET / "model.onnx") != plain
+
+
+def test_repairs_come_before_nodes_in_float(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("potstill.export.search_sets.REPAIRS", ("equalize", "bias"))
+    assert export(run, "repaired", "5pp") == 0
+    manifest, words = package(run, "repaired"), entry(run, "repaired")["what"]
+    search = manifest["search"]
+    assert (search["passed"], search["repairs"]) == (True, ["equalize", "bias"])
+    assert search["int8_share"] >= package(run)["search"]["int8_share"]
+    assert (search["tries"][1]["repairs"], search["tries"][1]["left_float"]) == (["equalize", "bias"], [])
+    assert search["tries"][1]["distance"] < search["tries"][0]["distance"] / 2
+    assert manifest["quantization"]["left_float"] == len(search["left"])
+    assert manifest["quantization"]["repaired"] == ["equalized: 3 pairs of layers", "bias corrected: 5 nodes"]
+    assert "repaired by equalize and bias" in words
+    import onnxruntime
+
+    model = run / "repaired" / "packages" / TARGET / "model.onnx"
+    data = np.load(run / "eval.npz")
+    session = onnxruntime.InferenceSession(model)
+    said = np.concatenate([session.run(None, {"x": data["x"][i : i + 1]})[0] for i in range(400)]).argmax(1)
+    assert manifest["scorecard"]["value"] == (said == data["y"]).mean()  # not what the plain one was known by
+    before = model.stat().st_mtime_ns
+    assert export(run, "repaired", "5pp") == 0
+    assert model.stat().st_mtime_ns == before
+    assert entry(run, "repaired")["scorecard"]["value"] == manifest["scorecard"]["value"]
 
 
 @pytest.mark.parametrize("time", ["10", "fast", "-1s"])

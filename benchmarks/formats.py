@@ -55,67 +55,80 @@ from potstill.validate.predictor import OnnxPredictor
 QUICK = os.environ.get("QUICK") == "1"
 NAMES = ("sst2-student", "depthwise", "vit") if QUICK else tuple(formats_models.CASES)
 ROUNDS, RUNS = (20, 10) if QUICK else (50, 10)  # of all sides; of a side in a round
-EMULATED, EMULATED_PAIR = (
-    (100, 400) if QUICK else (200, 1000)
-)  # examples: of each side, of the two that `avx2` is about
+EMULATED, OF_PAIR = (100, 400) if QUICK else (200, 1000)  # examples: for each side; for the two of `avx2`
 TARGETS = ("laptop-x86-vnni", "laptop-x86-avx2", "phone-arm64-dotprod")
-FLOAT, AVX2 = "float", "laptop-x86-avx2"
+FLOAT, AVX2, OPSET = "float", "laptop-x86-avx2", 20
 Logits = NDArray[np.float32]
 
 
 def row(case: Case, folder: Path) -> dict[str, Any]:
     """All sides on one model."""
-    material, folder = case.material, folder / case.name
-    model, examples, given = material.teacher, material.eval, Given(case, folder / "float.onnx", folder / "inputs.npz")
-    folder.mkdir()
-    export_graph(model, material.samples, given.graph, 20)
-    inputs = [model.encode(case.calibration.rows([i])) for i in range(len(case.calibration))]
-    np.savez(given.calibrate, **{f"{i}/{name}": array for i, one in enumerate(inputs) for name, array in one.items()})
-    made, logits = {FLOAT: Made(given.graph, 0.0, 0.0, 0.0)}, dict[str, Logits]()
+    given, labels = start(case, folder / case.name), case.material.eval.labels
+    made = {FLOAT: Made(given.graph, 0.0, 0.0, 0.0)}
     for side in sides(case, quick=QUICK):
         say(f"{case.name}: {side}")
-        made[side] = make(side, given, folder / side.replace(" ", "-"))
+        made[side] = make(side, given, folder / case.name / side.replace(" ", "-"))
+    logits = answers(case, made)
+    files = {side: path for side in logits if (path := made[side].path)}
+    said = {side: most_likely(one) for side, one in logits.items()}
+    ms, elsewhere = in_turn(case, files), as_avx2(case, files)
+    found = {side: File(side, said[side] == labels, ms[side], size_of(path)) for side, path in files.items()}
+    figures: dict[str, dict[str, Any]] = {side: cost(one) for side, one in made.items()}
     for side, one in made.items():
+        figures[side] |= (
+            {"why": one.why}
+            if side not in files
+            else {
+                "accuracy": found[side].accuracy,
+                "agreement": float((said[side] == said[FLOAT]).mean()),
+                "bytes": found[side].size,
+                "ms": ms[side],
+                "avx2": compared(elsewhere[side], logits[side], labels),
+            }
+        )
+    others = [one for side, one in found.items() if side not in (FLOAT, *OURS)]
+    return {"model": case.name, "n": len(labels), "sides": figures, "verdict": vars(verdict(found[OURS[0]], others))}
+
+
+def start(case: Case, folder: Path) -> Given:
+    """Write the float graph and the inputs that calibrate."""
+    folder.mkdir()
+    model, given = case.material.teacher, Given(case, folder / "float.onnx", folder / "inputs.npz")
+    export_graph(model, case.material.samples, given.graph, OPSET)
+    inputs = [model.encode(case.calibration.rows([i])) for i in range(len(case.calibration))]
+    arrays: dict[str, Any] = {f"{i}/{name}": array for i, one in enumerate(inputs) for name, array in one.items()}
+    np.savez(given.calibrate, **arrays)
+    return given
+
+
+def answers(case: Case, made: dict[str, Made]) -> dict[str, Logits]:
+    """Logits of each file on the evaluation set, one thread; a file that does not run gets the reason in `made`.
+
+    Raises:
+        AssertionError: there is no package of ours. What ONNX Runtime raises where the float graph or it does not run.
+    """
+    model, examples, found = case.material.teacher, case.material.eval, dict[str, Logits]()
+    for side, one in made.items():
+        assert one.path or side not in OURS, f"{side} made no package: {one.why}"
         try:
             if one.path:
-                logits[side] = predicted(case, side, one.path)
+                predictor = OnnxPredictor(one.path, model.encode, side, read=model.read, threads=1)
+                found[side] = predictor(examples.rows(range(len(examples))))
         except Exception as error:
             if side in (FLOAT, *OURS):
                 raise
             made[side] = replace(one, why=f"its file does not run: {str(error)[:300]}")
-    files = {side: path for side in logits if (path := made[side].path)}
-    ms, right = in_turn(case, files), {side: most_likely(one) == examples.labels for side, one in logits.items()}
-    elsewhere = as_avx2(case, files)
-    found = [File(side, right[side], ms[side], files[side].stat().st_size) for side in files if side != FLOAT]
-    ours, others = found[0], [one for one in found if one.side not in OURS]
-    assert ours.side == OURS[0], f"no package of ours: {made[OURS[0]].why}"
-    said = verdict(ours, others)
-    figures = {
-        side: {"why": made[side].why} | cost(made[side])
-        if side not in files
-        else cost(made[side])
-        | {
-            "accuracy": float(right[side].mean()),
-            "agreement": float((most_likely(logits[side]) == most_likely(logits[FLOAT])).mean()),
-            "bytes": files[side].stat().st_size,
-            "ms": ms[side],
-            "avx2": compared(elsewhere[side], logits[side], examples.labels),
-        }
-        for side in made
-    }
-    return {"model": case.name, "n": len(examples), "sides": figures, "verdict": vars(said)}
+    return found
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a model file and of its external data."""
+    return sum(part.stat().st_size for part in path.parent.glob(f"{path.name}*"))
 
 
 def cost(made: Made) -> dict[str, float]:
     """What making a file cost."""
     return {name: getattr(made, name) for name in ("seconds", "cpu_seconds", "peak_mb")}
-
-
-def predicted(case: Case, side: str, path: Path) -> Logits:
-    """Logits on the evaluation set by ONNX Runtime here, one thread."""
-    model, examples = case.material.teacher, case.material.eval
-    predictor = OnnxPredictor(path, model.encode, side, read=model.read, threads=1)
-    return predictor(examples.rows(range(len(examples))))
 
 
 def in_turn(case: Case, files: Mapping[str, Path]) -> dict[str, float]:
@@ -141,14 +154,14 @@ def as_avx2(case: Case, files: Mapping[str, Path]) -> dict[str, Logits]:
     """Logits of each file on the first evaluation examples as a CPU with AVX2 and without VNNI computes them."""
     model, examples, target = case.material.teacher, case.material.eval, load_target(AVX2)
 
-    def answers(side: str) -> Logits:
-        count = min(len(examples), EMULATED_PAIR if side in (OURS[1], PLAIN) else EMULATED)
-        predictor = EmulatedPredictor(target, files[side], model.encode, side, read=model.read)
+    def emulated(side: str) -> Logits:
+        count = min(len(examples), OF_PAIR if side in (OURS[1], PLAIN) else EMULATED)
+        predictor = EmulatedPredictor(target, files[side], model.encode, side, read=model.read, timeout_s=3600)
         return predictor(examples.rows(range(count)))
 
     say(f"{case.name}: emulated Haswell")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(files, pool.map(answers, files), strict=True))
+        return dict(zip(files, pool.map(emulated, files), strict=True))
 
 
 def compared(emulated: Logits, here: Logits, labels: NDArray[np.int64]) -> dict[str, float]:
@@ -163,7 +176,10 @@ def avx2(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """By model: points that Haswell costs our AVX2 package, and the plain file of the others."""
     kept = {"ours": OURS[1], "plain": PLAIN}
     return {
-        one["model"]: {who: one["sides"][side]["avx2"]["change_points"] for who, side in kept.items()} for one in rows
+        one["model"]: {
+            who: found["avx2"]["change_points"] for who, side in kept.items() if "avx2" in (found := one["sides"][side])
+        }
+        for one in rows
     }
 
 

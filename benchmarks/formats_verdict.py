@@ -64,15 +64,20 @@ def verdict(ours: File, others: Sequence[File]) -> Verdict:
     held = found.high >= 0
     accuracy = f"accuracy {'holds' if held else 'is below'}: {told}, the most accurate of the others"
     rivals = [one for one in others if gain(ours, one).low <= 0]
-    fast, latency = _least("latency", "ms", ours, others, rivals, lambda one: one.ms)
-    small, size = _least("size", "MB", ours, others, rivals, lambda one: one.size / 1e6)
+    fast, latency = _least("latency", ours, others, rivals)
+    small, size = _least("size", ours, others, rivals)
     return Verdict(held, fast, small, (accuracy, latency, size))
 
 
-def _least(
-    what: str, unit: str, ours: File, others: Sequence[File], rivals: Sequence[File], of: Callable[[File], float]
-) -> tuple[bool, str]:
+MEASURES: dict[str, tuple[Callable[[File], float], str]] = {
+    "latency": (lambda one: one.ms, "ms"),
+    "size": (lambda one: one.size / 1e6, "MB"),
+}
+
+
+def _least(what: str, ours: File, others: Sequence[File], rivals: Sequence[File]) -> tuple[bool, str]:
     """Whether ours is within the margin of the least of its rivals, and what there is to say."""
+    (of, unit), (of_other, other) = (MEASURES[one] for one in (what, *(MEASURES.keys() - {what})))
     lower = [one for one in others if one not in rivals and of(ours) > (1 + MARGIN) * of(one)]
     worse = "".join(
         f"; {one.side} has {of(one):.3g} {unit} and {100 * (ours.accuracy - one.accuracy):.1f} points less accuracy"
@@ -81,8 +86,10 @@ def _least(
     if not rivals:
         return True, f"{what} holds: all others are less accurate beyond chance{worse}"
     best = min(rivals, key=of)
-    held = of(ours) <= (1 + MARGIN) * of(best)
     told = f"{of(ours):.3g} {unit}, {of(ours) / of(best):.2f} × {best.side}"
+    if of(ours) <= (1 + MARGIN) * of(best):
+        return True, f"{what} holds: {told}{worse}"
     lost = gain(ours, best)
-    equal = f", as accurate as ours within chance ([{100 * lost.low:+.1f}, {100 * lost.high:+.1f}] points)"
-    return held, f"{what} {'holds' if held else 'is above'}: {told}{'' if held else equal}{worse}"
+    equal = f"as accurate as ours within chance ([{100 * lost.low:+.1f}, {100 * lost.high:+.1f}] points)"
+    beside = f"which has {of_other(best):.3g} {other}, {of_other(best) / of_other(ours):.2f} × ours"
+    return False, f"{what} is above: {told}, {equal}, {beside}{worse}"

@@ -137,9 +137,10 @@ def in_turn(case: Case, files: Mapping[str, Path]) -> dict[str, float]:
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     sessions = {side: onnxruntime.InferenceSession(path, options) for side, path in files.items()}
     inputs = [model.encode(examples.rows([i])) for i in range(RUNS)]
-    times: dict[str, list[float]] = {side: [] for side in files}
+    times, rng = {side: list[float]() for side in files}, np.random.default_rng(0)
     for turn in range(ROUNDS + 1):
-        for side, session in sessions.items():
+        for side in rng.permutation(list(files)):  # no side always comes after the same other one
+            session = sessions[side]
             names = [one.name for one in session.get_inputs()]
             for one in inputs:
                 feed = {name: one[name] for name in names}

@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test test-slow check bench bench-distillation bench-judge clean
+.PHONY: install demo test test-slow check bench bench-distillation bench-judge bench-formats clean
 
 install: $(READY)
 
@@ -50,5 +50,24 @@ bench-distillation: $(READY) .venv-torchdistill/.ready
 bench-judge: $(READY)
 	$(BIN)/python benchmarks/judge.py
 
+# optimum-onnx, to compare with, in an environment of its own: it wants transformers 4.
+.venv-optimum/.ready:
+	$(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-optimum/bin/pip install --quiet optimum-onnx==0.1.0 optimum==2.1.0 transformers==4.57.6 datasets==4.8.5 \
+		pillow==13.0.0 requests==2.34.2 $$(grep -E '^(onnx|onnxruntime|numpy)==' constraints.txt)
+	touch $@
+
+# Olive, to compare with; it needs requests and datasets and does not declare them.
+.venv-olive/.ready:
+	$(PYTHON) -m venv .venv-olive
+	.venv-olive/bin/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	.venv-olive/bin/pip install --quiet -c constraints.txt olive-ai==0.13.0 requests datasets pillow \
+		onnxruntime onnxscript transformers
+	touch $@
+
+bench-formats: $(READY) .venv-optimum/.ready .venv-olive/.ready
+	$(BIN)/python benchmarks/formats.py
+
 clean:
-	rm -rf $(VENV) .venv-torchdistill build dist runs *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-torchdistill .venv-optimum .venv-olive build dist runs *.egg-info .mypy_cache .pytest_cache .ruff_cache

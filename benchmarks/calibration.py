@@ -12,12 +12,12 @@ sides use one thread. Prints a table; the last line is JSON, also in `results/ca
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ DATA = Path(os.environ.get("POTSTILL_DATA", ROOT.parent / "shared" / "data")) / 
 REPEATS, FEW, MORE, MANY, KEPT = 3, 64, 1024, 4096, 128
 THEIRS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 OURS = ("minmax", "entropy", "percentile", "mse")
+Plan = tuple[str, str, int]
 
 
 def pixels(count: int) -> NDArray[Any]:
@@ -59,11 +60,15 @@ def work(side: str, method: str, graph: Path, count: int) -> None:
     one_thread()
     x, out = pixels(count), graph.with_name("out.onnx")
     call = (ours if side == "ours" else theirs)(graph, out, method, x)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
+    before, started = peak_mb(), time.perf_counter()
     call()
-    seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": seconds, "peak_mb": peak / 1000, "before_mb": before / 1000}))
+    print(json.dumps({"seconds": time.perf_counter() - started, "peak_mb": peak_mb(), "before_mb": before}))
+
+
+def peak_mb() -> float:
+    """Most resident memory of this process so far, in 10^6 bytes; getrusage counts what its starter held too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e6
 
 
 def one_thread() -> None:
@@ -133,14 +138,18 @@ def prepare(folder: Path) -> Path:
     return folder / "graph.onnx"
 
 
-def measure(graph: Path) -> dict[str, dict[str, float]]:
+def plans() -> list[Plan]:
+    """All that is measured: side, method, examples."""
+    found = [("ours", method, count) for method in OURS for count in (FEW, MORE)]
+    found += [("ours", method, MANY) for method in ("minmax", "entropy")]
+    found += [("theirs", "minmax", count) for count in (FEW, MORE)]
+    return found + [("theirs", method, count) for method in ("entropy", "percentile") for count in (FEW, KEPT)]
+
+
+def measure(graph: Path, plans: Sequence[Plan], repeats: int = REPEATS) -> dict[str, dict[str, float]]:
     """Least seconds and median peaks, by side and method and count."""
-    plans = [("ours", method, count) for method in OURS for count in (FEW, MORE)]
-    plans += [("ours", method, MANY) for method in ("minmax", "entropy")]
-    plans += [("theirs", "minmax", count) for count in (FEW, MORE)]
-    plans += [("theirs", method, count) for method in ("entropy", "percentile") for count in (FEW, KEPT)]
     found: dict[str, list[dict[str, float]]] = {}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for side, method, count in plans:
             command = [sys.executable, __file__, side, method, str(graph), str(count)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -179,6 +188,7 @@ def summary(found: dict[str, dict[str, float]]) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, and end with a line of JSON."""
+    from provenance import provenance
     from rich.console import Console
     from rich.table import Table
 
@@ -186,7 +196,7 @@ def main() -> None:
     from potstill.validate.files import write_json
 
     with tempfile.TemporaryDirectory() as name:
-        found = measure(prepare(Path(name)))
+        found = measure(prepare(Path(name)), plans())
     machine = lineage.machine()
     title = f"ResNet-56, {machine['cpu']}, 1 thread; of {REPEATS} processes each"
     table = Table(title=title, title_justify="left")
@@ -196,9 +206,8 @@ def main() -> None:
         table.add_row(key, f"{one['seconds']:.2f}", f"{one['peak_mb']:.0f}", f"{one['before_mb']:.0f}")
     Console().print(table)
     record = summary(found) | {"workload": "trained" if DATA.is_dir() else "random weights", "runs": found}
-    record |= {"machine": machine, "versions": lineage.versions(), "python": sys.version.split()[0]}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    write_json(Path(__file__).parent / "results" / "calibration.json", record | {"commit": commit.strip() or "unknown"})
+    record |= provenance()
+    write_json(Path(__file__).parent / "results" / "calibration.json", record)
     print(json.dumps(record))
 
 

@@ -14,7 +14,6 @@
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,11 +26,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from provenance import provenance
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from potstill.pipeline import lineage
 from potstill.validate.calibration import calibration, confidence
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples
@@ -274,9 +273,7 @@ def main() -> None:
         table.add_row(f"gate on the worst slice, no true drop: {what}", f"{100 * share:.1f}")
     table.add_row(f"judging over predicting, {N:,} images by ResNet-20", f"{100 * figures['overhead']:.2f}")
     console.print(table)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    record = figures | {"quick": QUICK, "machine": lineage.machine(), "versions": lineage.versions()}
-    record |= {"commit": commit.strip() or "unknown"}
+    record = figures | {"quick": QUICK} | provenance()
     write_json(ROOT / "benchmarks" / "results" / f"judge{'-quick' if QUICK else ''}.json", record)
     print(json.dumps(record))
 

@@ -18,7 +18,6 @@ Data: CIFAR-10 in $POTSTILL_DATA/cifar10. Prints a table; the last line is JSON,
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
+from provenance import provenance
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -172,9 +172,7 @@ def main() -> None:
     for scheme, figures in found.items():
         table.add_row(*row(scheme, figures))
     Console(width=140).print(table)
-    record = {"search": found, "machine": machine, "versions": lineage.versions(), "python": sys.version.split()[0]}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    record["commit"] = commit.strip() or "unknown"
+    record = {"search": found} | provenance()
     write_json(Path(__file__).parent / "results" / "search.json", record)
     print(json.dumps(record))
 

@@ -3,7 +3,7 @@
 By Adam without weight decay, which leaves channels of unlike ranges, as long trainings do: what makes such nets hard to
 quantise per tensor (Nagel et al. 2019, "Data-free quantization through weight equalization and bias correction").
 
-    python benchmarks/search_train.py data/cifar10 depthwise.safetensors
+    python benchmarks/search_train.py data/cifar10 depthwise.safetensors [EPOCHS]
 """
 
 import sys
@@ -21,7 +21,7 @@ from examples.cifar10.model import depthwise
 EPOCHS, BATCH, RATE = 10, 64, 0.01
 
 
-def main(data: Path, out: Path) -> None:
+def main(data: Path, out: Path, epochs: int) -> None:
     """Train from a fixed seed, say the accuracy on the 1,000 test images, and write the weights."""
     torch.manual_seed(0)
     jpeg, lossless, test = (np.load(data / f"{name}.npz") for name in ("train_jpeg", "train_lossless", "test"))
@@ -29,8 +29,8 @@ def main(data: Path, out: Path) -> None:
     model, started = depthwise(), time.monotonic()
     steps = len(x) // BATCH
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, EPOCHS * steps, pct_start=0.2)
-    for epoch in range(EPOCHS):
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, epochs * steps, pct_start=0.2)
+    for epoch in range(epochs):
         model.train()
         for index in torch.randperm(len(x))[: steps * BATCH].split(BATCH):
             images = x[index].float()
@@ -51,4 +51,4 @@ def main(data: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else EPOCHS)

@@ -6,6 +6,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from potstill.export.checked import checked, tolerance
 from potstill.export.context import Context, on_npu
 from potstill.export.fusions import Fusions, count_fusions
 from potstill.export.golden import GOLDEN, write_golden
-from potstill.export.graph import Parity, fix_shapes, model_bytes
+from potstill.export.graph import Parity, fix_shapes, model_bytes, save_model
 from potstill.export.ort_format import write_ort
 from potstill.export.quantize import Quantized, as_trained, fits, quantize, scheme_for
 from potstill.export.rewrites import suit
@@ -21,7 +22,7 @@ from potstill.export.search import helps, search, searchable
 from potstill.export.search_record import Search
 from potstill.export.search_sets import Judging, Limits, Start
 from potstill.targets.coverage import Coverage
-from potstill.targets.target import Scheme, Target
+from potstill.targets.target import CPU, Scheme, Target
 from potstill.validate.checkpoint import LABELS
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder, TextEncoder
@@ -181,8 +182,7 @@ def _write_model(
 ) -> dict[str, Any]:
     """Write the model file, searched where the gate is missed; what a package says of it, by name."""
     encode, own, search_ = package_encoder(model.encode, target), source == order.graph, None
-    graph = _fixed(encode, source, aside, target)
-    rewritten = suit(graph, target) if graph != source and own else {}
+    graph, rewritten = _suited(encode, source, aside, target, scheme, own)
     if own:
         some = golden if scheme.method == "float16" and calibrate is None else calibrate
         quantized = quantize(graph, aside / MODEL, scheme, some, encode, order.seed)
@@ -239,13 +239,24 @@ def package_encoder(encode: Encoder, target: Target) -> Encoder:
     return replace(encode, pad_to=encode.max_length, truncated=0)
 
 
-def _fixed(encode: Encoder, graph: Path, aside: Path, target: Target) -> Path:
-    """The graph with static shapes where the target wants them."""
-    if target.model.shapes == "dynamic":
-        return graph
-    fixed = aside / "fixed.onnx"
-    fix_shapes(graph, fixed, encode, encode.max_length if isinstance(encode, TextEncoder) else None)
-    return fixed
+def _suited(
+    encode: Encoder, graph: Path, aside: Path, target: Target, scheme: Scheme, own: bool
+) -> tuple[Path, dict[str, int]]:
+    """The graph with static shapes where the target wants them, in operators that suit it; how many were rewritten.
+
+    Not that of quantisation-aware training (`own` is False), nor, for a CPU, one that `quantize_static` takes: it knows
+    an Add and no Sum.
+    """
+    static, cpu = target.model.shapes == "static", target.runtime.providers[0] == CPU
+    rewrite = own and not (cpu and scheme.method == "static")
+    if not static and not (cpu and rewrite):
+        return graph, {}
+    suited = aside / "suited.onnx"
+    if static:
+        fix_shapes(graph, suited, encode, encode.max_length if isinstance(encode, TextEncoder) else None)
+    else:
+        save_model(onnx.load(str(graph)), suited)
+    return suited, suit(suited, target) if rewrite else {}
 
 
 def open_package(folder: Path, model: Model, target: Target) -> OnnxPredictor:

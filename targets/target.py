@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from potstill.validate.errors import InputError, did_you_mean
 
 OPSETS = range(17, 24)  # from LayerNormalization to Attention; all of them tried on ONNX Runtime 1.31.1
+CPU = "CPUExecutionProvider"
 QNN = "QNNExecutionProvider"
 Calibration = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 Repair = Literal["equalize", "smooth", "adaround", "bias"]

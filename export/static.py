@@ -11,7 +11,7 @@ from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 
 from potstill.export.calibrate import Reader
 from potstill.export.embeddings import embeddings
-from potstill.export.graph import too_large
+from potstill.export.graph import save_model, too_large
 from potstill.export.ranges import float_tensors, observe
 from potstill.export.repairs import Repairs, repairs_beside
 from potstill.export.thresholds import BINNED, METHODS, minmax
@@ -63,6 +63,7 @@ def write_static(
     if scheme.repairs:
         repaired = Repairs(scheme.repairs, repairs_beside(kept), reader, seed)(path, keep_float, write)
     write(path, out, keep_float)
+    _drop_zeros(out)
     return reader.used, repaired
 
 
@@ -104,6 +105,28 @@ def _quantized(path: Path, out: Path, scheme: Scheme, ranges: Path, keep_float: 
         calibration_cache_path=ranges,
         use_external_data_format=too_large(path),
     )
+
+
+def _drop_zeros(path: Path) -> None:
+    """Leave out the zero points of constants that are all zero, as is meant where there are none (ONNX's definition).
+
+    A Gemm runs in integers only where its constants have theirs (`qdq_selectors.cc`).
+    """
+    model = onnx.load(str(path))
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    of_gemm = {name for node in graph.node if node.op_type == "Gemm" for name in node.input}
+    dropped = set[str]()
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 3 and not of_gemm & set(node.output):
+            zero = constants.get(node.input[2])
+            if node.input[0] in constants and zero is not None and not numpy_helper.to_array(zero).any():
+                dropped.add(node.input.pop())
+    dropped -= {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name not in dropped]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    save_model(model, path)
 
 
 def _read_ranges(path: Path, scheme: Scheme) -> list[str]:

@@ -20,6 +20,7 @@ from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples, load_examples
 from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError
+from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.task import TASKS, Model
 
 STATIC = {"method": "static", "activation": "uint8", "weight": "int8", "per_channel": True, "why": "test"}
@@ -84,6 +85,30 @@ def test_static_formats(convnet: tuple[Path, Model], tmp_path: Path, changes: di
     largest = max(int(np.abs(w.astype(int)).max()) for w in weights if w.ndim > 1)
     assert largest <= (64 if scheme.reduce_range else 127)
     assert largest > (60 if scheme.reduce_range else 100)
+
+
+def test_zero_points_of_zero_are_left_out_and_nothing_else_changes(
+    convnet: tuple[Path, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, model = convnet
+    scheme = load_target("laptop-x86-vnni").quantize.convolution
+    quantize(path, tmp_path / "without.onnx", scheme, images(32), model.encode, 0)
+    monkeypatch.setattr("potstill.export.static._drop_zeros", lambda path: None)
+    quantize(path, tmp_path / "with.onnx", scheme, images(32), model.encode, 0)
+    of = {}
+    for name in ("with", "without"):
+        graph = onnx.load(tmp_path / f"{name}.onnx").graph
+        weights = {tensor.name for tensor in graph.initializer}
+        reads = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights]
+        of[name] = sum(len(node.input) == 3 for node in reads), len(reads)
+        assert weights <= {one for node in graph.node for one in node.input}
+    gemm = 2  # the weight and the bias of the one Gemm keep theirs
+    assert of["with"][0] == of["with"][1]
+    assert of["without"] == (gemm, of["with"][1])
+    outputs = [OnnxPredictor(tmp_path / f"{name}.onnx", model.encode, name)(images(32).rows(range(8))) for name in of]
+    np.testing.assert_array_equal(*outputs)
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in of]
+    assert sizes[1] < sizes[0]
 
 
 def test_a_static_weight_is_rounded_as_numpy_rounds(convnet: tuple[Path, Model], tmp_path: Path) -> None:

@@ -108,3 +108,26 @@ def test_each_provider_has_its_own_rewrites(tmp_path: Path) -> None:
     assert path.read_bytes() == kept
     assert suit(path, load_target("phone-snapdragon-v75")) == {"GatherND": 1}
     assert operators(path) == ["Reshape", "Gather"]
+
+
+def test_a_sum_before_a_layer_norm_is_not_fused_on_a_cpu(tmp_path: Path) -> None:
+    """ONNX Runtime fuses the Add into SkipLayerNormalization, and leaves the Sum alone; the numbers are the same."""
+    nodes = [
+        node("Mul", "x half", "m"),
+        node("Add", "x m", "a"),
+        node("LayerNormalization", "a scale bias", "l", axis=-1),
+        helper.make_node("Add", ["l", "bias"], ["y"], name="the_last"),
+    ]
+    held = {"half": np.float32(0.5), "scale": np.full(4, 2, dtype=np.float32), "bias": np.ones(4, dtype=np.float32)}
+    before = graph(tmp_path / "before.onnx", nodes, **held)
+    after = graph(tmp_path / "after.onnx", nodes, **held)
+    assert suit(after, load_target("laptop-x86-vnni")) == {"Add": 1}
+    assert operators(after) == ["Mul", "Sum", "LayerNormalization", "Add"]
+    np.testing.assert_allclose(outcome(after), outcome(before), rtol=1e-6, atol=1e-6)
+    fused = {}
+    for path in (before, after):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        fused[path.stem] = "SkipLayerNormalization" in operators(tmp_path / "optimised.onnx")
+    assert fused == {"before": True, "after": False}

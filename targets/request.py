@@ -10,7 +10,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from potstill.targets.target import Target
 from potstill.validate.errors import InputError
-from potstill.validate.external_data import check_external_data
+from potstill.validate.external_data import files_of
 from potstill.validate.files import read_json
 
 GOLDEN_FORMAT = "potstill-golden/1"
@@ -74,7 +74,7 @@ def read_package(folder: Path) -> Package:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a package, the folder that `potstill export` writes")
     model = _inside(folder, "model.onnx")
-    check_external_data(model)
+    files_of(model)
     manifest = _parse(_inside(folder, "manifest.json"), _Manifest)
     golden_file = _inside(folder, "golden/golden.json")
     golden = _parse(golden_file, _Golden)

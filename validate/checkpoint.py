@@ -110,7 +110,7 @@ class Checkpoint:
         say how it is fed.
         """
         if self.onnx:
-            from potstill.validate.onnx_file import files_of
+            from potstill.validate.external_data import files_of
 
             said = [path for path in self.beside_onnx.iterdir() if path.suffix in SMALL]
             return sha256_json([[path.name, sha256_file(path)] for path in [*files_of(self.onnx), *sorted(said)]])

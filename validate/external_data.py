@@ -1,63 +1,101 @@
-"""Weights of an ONNX model that lie in files of their own: there, whole, and beside the model."""
+"""The file of an ONNX model and those that hold its weights: there, whole, and beside it. Nothing is run."""
 
+import math
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from potstill.validate.errors import InputError
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import external_data_helper, helper
+
+from potstill.validate.errors import InputError, told
 
 
-def check_external_data(path: Path) -> None:
-    """Refuse a model whose weights lie outside its folder or are not all there.
-
-    Only the graph is read. A location is a relative path below the model's folder, links followed.
-    Source: ONNX, docs/ExternalData.md.
-
-    Args:
-        path: the `.onnx` file.
+def read_graph(path: Path) -> onnx.ModelProto:
+    """An ONNX model without its external data.
 
     Raises:
-        InputError: the file is no ONNX model; or weights in a file of their own have no location, or one that is
-            absolute or leaves the folder, or that file is missing or too short.
+        InputError: it is none.
     """
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
     try:
         model = onnx.load(str(path), load_external_data=False)
-    except DecodeError:
-        raise InputError(f"{path} is not an ONNX model; give a file that an ONNX exporter wrote") from None
-    folder = path.parent.resolve()
-    for tensor in _tensors(model.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        said = {entry.key: entry.value for entry in tensor.external_data}
-        location = said.get("location", "")
-        file = (folder / location).resolve()
-        if not location or Path(location).is_absolute() or not file.is_relative_to(folder):
+    except (DecodeError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as ONNX ({told(error)}); expected a whole .onnx file") from error
+    if not model.graph.node or not model.graph.output:
+        raise InputError(f"{path} holds no ONNX graph; expected a whole .onnx file")
+    return model
+
+
+def files_of(path: Path) -> list[Path]:
+    """An ONNX file and those that hold its weights.
+
+    Raises:
+        InputError: it is none, or see `check_external_data`.
+    """
+    return [path, *check_external_data(path, read_graph(path))]
+
+
+def check_external_data(path: Path, model: onnx.ModelProto) -> list[Path]:
+    """The files that hold weights of an ONNX file; each has to lie in its folder, and to be long enough.
+
+    Source: the ONNX specification, "External Data": locations are relative to the file, without `..`.
+
+    Raises:
+        InputError: one is missing, too short, or outside the folder by its path or by a link.
+    """
+    ends: dict[str, int] = {}
+    for tensor in tensors(model):
+        if external_data_helper.uses_external_data(tensor):
+            info = external_data_helper.ExternalDataInfo(tensor)
+            if not info.length:  # not said: by the tensor's type and shape
+                info.length = math.ceil(math.prod(tensor.dims) * _bits(tensor.data_type) / 8)
+            ends[info.location] = max(ends.get(info.location, 0), (info.offset or 0) + info.length)
+    for location, end in ends.items():
+        whole = (PurePosixPath(location), PureWindowsPath(location))
+        file, folder = path.parent / location, path.parent.resolve()
+        if not location or any(one.is_absolute() or ".." in one.parts for one in whole):
+            raise InputError(f"{path.name} keeps weights in {location!r}; expected a file in the folder of {path.name}")
+        if not file.resolve().is_relative_to(folder):
             raise InputError(
-                f"{path}: the weights {tensor.name!r} are said to be in {location!r}, expected a file in the folder "
-                "of the model; this is not a model to trust"
+                f"{path.name} keeps weights in {location!r}, a link that leads out of its folder; put the file there"
             )
         if not file.is_file():
+            raise InputError(f"{path.name} keeps weights in {location!r}, which is not in {path.parent}; put it there")
+        if file.stat().st_size < end:
             raise InputError(
-                f"{path}: the weights {tensor.name!r} are in {location!r}, which is not there; "
-                "put that file beside the model"
+                f"{path.name} keeps weights in {location!r}, which has {file.stat().st_size} of at least {end} bytes; "
+                "copy it again"
             )
-        end = int(said.get("offset", 0)) + int(said.get("length", 0))
-        size = file.stat().st_size
-        if end > size:
-            raise InputError(
-                f"{path}: the weights {tensor.name!r} end at byte {end} of {location!r}, which has {size}; "
-                "copy that file again"
-            )
+    return [path.parent / location for location in ends]
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    """The tensors of a graph, of its nodes' attributes and of the graphs inside them."""
-    yield from graph.initializer
+def _bits(data_type: int) -> int:
+    return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8)
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and those inside its nodes."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            yield from [attribute.t, *attribute.tensors]
-            for inner in [attribute.g, *attribute.graphs]:
-                yield from _tensors(inner)
+            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from graphs_of(inner)
+
+
+def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, of graphs inside nodes and of the file's own functions too."""
+    for graph in graphs_of(model.graph):
+        yield from graph.node
+    for function in model.functions:
+        yield from function.node
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """All constants: initializers, and those that are attributes of nodes."""
+    for graph in graphs_of(model.graph):
+        yield from graph.initializer
+    for node in nodes_of(model):
+        for attribute in node.attribute:
+            yield from [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]

@@ -6,20 +6,20 @@ Shapes: B examples in a batch.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import external_data_helper, helper, numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from potstill.validate.errors import InputError, told
+from potstill.validate.external_data import check_external_data, nodes_of, read_graph, tensors
 from potstill.validate.finite import check_finite
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
@@ -147,71 +147,12 @@ def looked_through(path: Path) -> onnx.ModelProto:
         InputError: it is no ONNX file, its external data are not beside it, it is quantised or in half precision,
             has operators that ONNX Runtime does not know, or weights that are not finite.
     """
-    model = _read(path)
+    model = read_graph(path)
     check_external_data(path, model)
     _check_operators(path, model)
     held = (t for t in tensors(model) if t.data_type in FLOATS)
     check_finite(path.name, ((t.name, numpy_helper.to_array(t, str(path.parent))) for t in held))
     return model
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as ONNX ({told(error)}); expected a whole .onnx file") from error
-    if not model.graph.node or not model.graph.output:
-        raise InputError(f"{path} holds no ONNX graph; expected a whole .onnx file")
-    return model
-
-
-def files_of(path: Path) -> list[Path]:
-    """An ONNX file and those that hold its weights.
-
-    Raises:
-        InputError: it is none, or see `check_external_data`.
-    """
-    return [path, *check_external_data(path, _read(path))]
-
-
-def check_external_data(path: Path, model: onnx.ModelProto) -> list[Path]:
-    """The files that hold weights of an ONNX file; each has to lie in its folder, and to be long enough.
-
-    Source: the ONNX specification, "External Data": locations are relative to the file, without `..`.
-
-    Raises:
-        InputError: one is missing, too short, or outside the folder by its path or by a link.
-    """
-    ends: dict[str, int] = {}
-    for tensor in tensors(model):
-        if external_data_helper.uses_external_data(tensor):
-            info = external_data_helper.ExternalDataInfo(tensor)
-            if not info.length:  # not said: by the tensor's type and shape
-                info.length = math.ceil(math.prod(tensor.dims) * _bits(tensor.data_type) / 8)
-            ends[info.location] = max(ends.get(info.location, 0), (info.offset or 0) + info.length)
-    for location, end in ends.items():
-        whole = (PurePosixPath(location), PureWindowsPath(location))
-        file, folder = path.parent / location, path.parent.resolve()
-        if not location or any(one.is_absolute() or ".." in one.parts for one in whole):
-            raise InputError(f"{path.name} keeps weights in {location!r}; expected a file in the folder of {path.name}")
-        if not file.resolve().is_relative_to(folder):
-            raise InputError(
-                f"{path.name} keeps weights in {location!r}, a link that leads out of its folder; put the file there"
-            )
-        if not file.is_file():
-            raise InputError(f"{path.name} keeps weights in {location!r}, which is not in {path.parent}; put it there")
-        if file.stat().st_size < end:
-            raise InputError(
-                f"{path.name} keeps weights in {location!r}, which has {file.stat().st_size} of at least {end} bytes; "
-                "copy it again"
-            )
-    return [path.parent / location for location in ends]
-
-
-def _bits(data_type: int) -> int:
-    return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8)
 
 
 def _check_operators(path: Path, model: onnx.ModelProto) -> None:
@@ -274,29 +215,3 @@ def _port(value: onnx.ValueInfoProto) -> Port:
 
 def _in_words(dims: Any) -> str:
     return f"({', '.join(map(str, dims))})"
-
-
-def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and those inside its nodes."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from graphs_of(inner)
-
-
-def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """All nodes, of graphs inside nodes and of the file's own functions too."""
-    for graph in graphs_of(model.graph):
-        yield from graph.node
-    for function in model.functions:
-        yield from function.node
-
-
-def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """All constants: initializers, and those that are attributes of nodes."""
-    for graph in graphs_of(model.graph):
-        yield from graph.initializer
-    for node in nodes_of(model):
-        for attribute in node.attribute:
-            yield from [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]

@@ -17,7 +17,7 @@ from potstill.targets.target import Scheme, load_target
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples
 from potstill.validate.encoder import ArrayEncoder
-from potstill.validate.external_data import check_external_data
+from potstill.validate.external_data import files_of
 from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.task import Model
 
@@ -64,7 +64,7 @@ def test_every_scheme(name: str, kilobytes: int, tmp_path: Path, monkeypatch: py
     quantize(large, out, scheme, vectors(), ArrayEncoder(), 0)
     assert data_file(out).is_file() == (kilobytes == 20 or name == "float32")
     assert {path.name for path in out.parent.iterdir()} <= {"g.onnx", "g.onnx.data", "q.onnx", "q.onnx.data"}
-    check_external_data(out)
+    files_of(out)
     x = vectors().rows([0, 1, 2])["x"]
     first, second = (
         onnxruntime.InferenceSession(path).run(None, {"x": x})[0] for path in (small.with_name("q.onnx"), out)

@@ -11,7 +11,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from potstill.validate.errors import InputError
-from potstill.validate.onnx_file import OnnxModule, files_of
+from potstill.validate.external_data import files_of
+from potstill.validate.onnx_file import OnnxModule
 
 FREE = {0: "batch"}
 

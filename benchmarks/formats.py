@@ -136,7 +136,7 @@ def in_turn(case: Case, files: Mapping[str, Path]) -> dict[str, float]:
     model, examples, options = case.material.teacher, case.material.eval, onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     sessions = {side: onnxruntime.InferenceSession(path, options) for side, path in files.items()}
-    inputs = [model.encode(examples.rows([i])) for i in range(RUNS)]
+    inputs = [model.encode(examples.rows([i])) for i in some(len(examples), RUNS)]
     times, rng = {side: list[float]() for side in files}, np.random.default_rng(0)
     for turn in range(ROUNDS + 1):
         for side in rng.permutation(list(files)):  # no side always comes after the same other one
@@ -152,13 +152,13 @@ def in_turn(case: Case, files: Mapping[str, Path]) -> dict[str, float]:
 
 
 def as_avx2(case: Case, files: Mapping[str, Path]) -> dict[str, Logits]:
-    """Logits of each file on the first evaluation examples as a CPU with AVX2 and without VNNI computes them."""
+    """Logits of each file on `some` evaluation examples as a CPU with AVX2 and without VNNI computes them."""
     model, examples, target = case.material.teacher, case.material.eval, load_target(AVX2)
 
     def emulated(side: str) -> Logits:
-        count = min(len(examples), OF_PAIR if side in (OURS[1], PLAIN) else EMULATED)
+        index = some(len(examples), OF_PAIR if side in (OURS[1], PLAIN) else EMULATED)
         predictor = EmulatedPredictor(target, files[side], model.encode, side, read=model.read, timeout_s=3600)
-        return predictor(examples.rows(range(count)))
+        return predictor(examples.rows(index))
 
     say(f"{case.name}: emulated Haswell")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -167,10 +167,17 @@ def as_avx2(case: Case, files: Mapping[str, Path]) -> dict[str, Logits]:
 
 def compared(emulated: Logits, here: Logits, labels: NDArray[np.int64]) -> dict[str, float]:
     """Accuracy under emulation, and its change in points from here on the same `n` examples."""
-    n = len(emulated)
-    there, own = (float((most_likely(one[:n]) == labels[:n]).mean()) for one in (emulated, here))
-    agreement = float((most_likely(emulated) == most_likely(here[:n])).mean())
-    return {"n": n, "accuracy": there, "change_points": 100 * (there - own), "agreement_with_here": agreement}
+    n, index = len(emulated), some(len(labels), len(emulated))
+    there, own = most_likely(emulated), most_likely(here[index])
+    right, before = (float((one == labels[index]).mean()) for one in (there, own))
+    agreement = float((there == own).mean())
+    return {"n": n, "accuracy": right, "change_points": 100 * (right - before), "agreement_with_here": agreement}
+
+
+def some(n: int, count: int) -> list[int]:
+    """Up to `count` of n examples by chance, the same ones each time; a source may have them in order of class."""
+    chosen: list[int] = np.random.default_rng(0).permutation(n)[:count].tolist()
+    return chosen
 
 
 def avx2(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import onnx
+
 from potstill.export.checked import tolerance
 from potstill.export.golden import GOLDEN, write_golden
-from potstill.export.graph import export_graph
+from potstill.export.graph import export_graph, save_model
 from potstill.export.package import MANIFEST, MODEL
 from potstill.targets.target import Hardware, ModelForm, Quantize, Runtime, Scheme, Target
 from potstill.validate.data import Examples
@@ -13,14 +15,19 @@ from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.task import Model
 
 
-def write_reference(folder: Path, model: Model, examples: Examples, opset: int) -> None:
+def write_reference(folder: Path, model: Model, examples: Examples, opset: int, graph: Path | None = None) -> None:
     """A float32 graph with golden samples and the least of a manifest: something to time packages against.
+
+    `graph` is the model's own, where it is written already.
 
     Raises:
         InputError, PotstillError: as `export_graph`.
     """
     folder.mkdir(parents=True)
-    export_graph(model.in_float(), examples, folder / MODEL, opset)
+    if graph:
+        save_model(onnx.load(str(graph)), folder / MODEL)
+    else:
+        export_graph(model.in_float(), examples, folder / MODEL, opset)
     predictor = OnnxPredictor(folder / MODEL, model.encode, "the teacher's graph")
     write_golden(folder / GOLDEN, predictor, examples, tolerance("float32").largest, model.output)
     write_json(folder / MANIFEST, {"format": "potstill-package/1", "target": REFERENCE.model_dump(mode="json")})

@@ -86,7 +86,7 @@ class Packing:
     def __call__(self, model: Model) -> Comparison:
         """A package for each target, all of them before a failed gate stops the run; then all timed in turn."""
         packages = [self._package(model, load_target(name)) for name in self.run.recipe.targets]
-        reference, threads = self._reference(), self.run.recipe.profile.threads or 1
+        reference, threads = self._reference(model), self.run.recipe.profile.threads or 1
         found: Comparison = self.run.measured(
             "comparison",
             ["reference", *(f"packages/{package.name}" for package in packages)],
@@ -197,13 +197,18 @@ class Packing:
         found = self.run.judge(subject, self.run.last)
         return found.scorecard, verdict_on(found, self.run.gate, size_bytes)
 
-    def _reference(self) -> Path:
-        """The teacher's own float32 ONNX with golden inputs, to time the packages against."""
-        key = self.run.keys["reference"]
+    def _reference(self, model: Model) -> Path:
+        """The teacher's own float32 ONNX with golden inputs, to time the packages against.
+
+        It is the graph of the packages where they are made of the teacher itself.
+        """
+        key, teacher, graph = self.run.keys["reference"], self.run.material.teacher, None
+        if model is teacher and (own := self.run.keys.get(graph_step(OPSET))):
+            graph = self.run.cache.place(graph_step(OPSET), own) / MODEL
         if not self.run.cache.done("reference", key):
             self.run.say("reference", "the teacher's own ONNX, to time the packages against")
             with self.run.cache.making("reference", key) as (folder, _record):
-                write_reference(folder / "teacher", self.run.material.teacher, self.run.material.samples, OPSET)
+                write_reference(folder / "teacher", teacher, self.run.material.samples, OPSET, graph)
         return self.run.cache.place("reference", key) / "teacher"
 
     def _card(self, package: Package, model: Model, found: Judged) -> str:

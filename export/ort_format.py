@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import helper, numpy_helper
 
 from potstill.export.graph import data_file
 from potstill.validate.encoder import Inputs
@@ -40,9 +42,12 @@ def write_ort(path: Path, arch: str, inputs: Sequence[Inputs], tolerance: float)
             f"{path.name} is larger than 2 GB, which an .ort file cannot be; leave out the target's model.ort"
         )
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ort.") as folder:
+        whole = Path(folder) / "source" / path.name
+        whole.parent.mkdir()
+        onnx.save(_with_zero_points(path), whole)
         with contextlib.redirect_stdout(io.StringIO()):
             convert_onnx_models_to_ort(
-                path,
+                whole,
                 Path(folder),
                 [OptimizationStyle.Runtime],
                 target_platform="arm" if arch == "arm64" else "amd64",
@@ -59,6 +64,23 @@ def write_ort(path: Path, arch: str, inputs: Sequence[Inputs], tolerance: float)
             raise PotstillError(
                 f"{ORT} does not compute what {path.name} does: an output differs by {worst:.2g}, allowed is {most:.2g}"
             )
+
+
+def _with_zero_points(path: Path) -> onnx.ModelProto:
+    """The model with a zero point for each DequantizeLinear of a constant, as ONNX Runtime's converter needs it.
+
+    Without one the file that it writes does not open (ONNX Runtime 1.31.1).
+    """
+    model = onnx.load(str(path))
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 2 and node.input[0] in constants:
+            shape, kind = constants[node.input[1]].dims, constants[node.input[0]].data_type
+            zero = np.zeros(shape, dtype=helper.tensor_dtype_to_np_dtype(kind))
+            graph.initializer.append(numpy_helper.from_array(zero, f"{node.output[0]}_zero_point"))
+            node.input.append(graph.initializer[-1].name)
+    return model
 
 
 def _session(path: Path) -> Any:

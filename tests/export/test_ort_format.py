@@ -58,7 +58,7 @@ def test_another_result_is_an_error(model: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         tool,
         "convert_onnx_models_to_ort",
-        lambda path, *rest, **more: convert(path.with_name("other.onnx"), *rest, **more),
+        lambda path, *rest, **more: convert(model.parent / "other.onnx", *rest, **more),
     )
     with pytest.raises(PotstillError, match=r"model.ort does not compute what model.onnx does: an output differs by"):
         write_ort(model, "arm64", [X], 1e-4)

@@ -428,7 +428,7 @@ def test_nodes_are_left_in_float_in_a_repaired_graph(made: Made, tmp_path: Path)
 def test_a_repaired_graph_that_is_no_nearer_is_not_judged(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("potstill.export.search.CLOSE", 1e9)
+    monkeypatch.setattr("potstill.export.search_sets.CLOSE", 1e9)
     judge = Judge(made, made.agreement(made.quantized) + 0.02)
     result, _ = found(made, tmp_path, judge)
     assert result.repairs == []

@@ -55,5 +55,6 @@ def test_a_snapdragon_is_compiled_for_or_says_how(road: tuple[Path, dict[str, An
 def test_a_target_of_the_cpu_provider_has_nothing_to_say(road: tuple[Path, dict[str, Any]]) -> None:
     folder, manifests = road
     manifest = manifests["laptop-x86-vnni"]
-    assert (manifest["coverage"], manifest["context"], manifest["rewritten"]) == (None, None, {})
+    assert (manifest["coverage"], manifest["context"]) == (None, None)
+    assert list(manifest["rewritten"]) == ["Add"]  # the sums before layer norms
     assert "## On the target" not in (folder / "laptop-x86-vnni" / "README.md").read_text()

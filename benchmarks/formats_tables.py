@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 HEADINGS = (
-    "side", "accuracy", "as float", "kB", "ms", "Haswell: accuracy, points (n)", "s (of CPU)", "peak, MB",
+    "side", "accuracy", "as float", "kB", "ms", "Haswell: accuracy, points (n), answers as here", "s (of CPU)", "peak, MB",
 )  # fmt: skip
 
 
@@ -36,7 +36,8 @@ def cells(figures: Mapping[str, Any]) -> list[str]:
         f"{figures['agreement']:.1%}",
         f"{figures['bytes'] / 1e3:.0f}",
         f"{figures['ms']:.3f}",
-        f"{emulated['accuracy']:.1%}, {emulated['change_points']:+.1f} ({emulated['n']})",
+        f"{emulated['accuracy']:.1%}, {emulated['change_points']:+.1f} ({emulated['n']}), "
+        f"{emulated['agreement_with_here']:.1%} the same",
         *(cost if figures["seconds"] else ["", ""]),
     ]
 

@@ -63,7 +63,7 @@ class Emulation:
         if runs_here(target)[0]:
             return None, None
         if not self.seconds:
-            return None, "the time for it is 0 (`emulate: {time: 15s}`)"
+            return None, "the time for it is 0 (`emulate: {time: 10s}`)"
         examples, emulate = self.judge.material.eval, target.emulate
         key = self.cache.key(
             "emulated",

@@ -80,7 +80,7 @@ class SearchSpec(_TimeSpec):
 class EmulateSpec(_TimeSpec):
     """How long each package may run by its target's arithmetic where this machine has another; 0: not."""
 
-    time: str = "15s"
+    time: str = "10s"
 
 
 def _seconds(text: str) -> float:

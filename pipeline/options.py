@@ -49,7 +49,7 @@ EmulateOption = Annotated[
     typer.Option(
         "--emulate-time",
         help="Where this machine computes otherwise than a target: how long its package is run under an emulator of "
-        "the target's CPU; 0: not. Default: 15s.",
+        "the target's CPU; 0: not. Default: 10s.",
     ),
 ]
 LengthOption = Annotated[int | None, typer.Option("--max-length", help="Text only: tokens kept of an example.")]

@@ -55,7 +55,7 @@ gate:
 targets:                         # potstill targets lists them
 $targets
 # search: {time: 10min}          # where a package misses the gate: to find nodes to leave in float; 0: not
-# emulate: {time: 15s}           # for each package that this machine computes otherwise than its target; 0: not
+# emulate: {time: 10s}           # for each package that this machine computes otherwise than its target; 0: not
 
 seed: 0
 """)

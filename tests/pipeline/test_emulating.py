@@ -138,7 +138,7 @@ def test_where_it_is_not_checked_it_is_said(
         return " ".join((said.out + said.err).split())
 
     unchecked = "It was not checked by its target's arithmetic: "
-    assert f"{unchecked}the time for it is 0 (`emulate: {{time: 15s}}`)." in told("0")
+    assert f"{unchecked}the time for it is 0 (`emulate: {{time: 10s}}`)." in told("0")
     assert f"{unchecked}qemu-aarch64 " in told("2s")
     checked = manifest(folder, "plain", "phone-arm64")["checked"]
     assert (checked["where"], checked["emulated"]) == ("not checked", None)

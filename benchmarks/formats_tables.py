@@ -7,8 +7,15 @@ from rich.console import Console
 from rich.table import Table
 
 HEADINGS = (
-    "side", "accuracy", "as float", "kB", "ms", "Haswell: accuracy, points (n), answers as here", "s (of CPU)", "peak, MB",
-)  # fmt: skip
+    "side",
+    "accuracy",
+    "as float",
+    "kB",
+    "ms",
+    "Haswell: accuracy, points (n), answers as here",
+    "s (of CPU)",
+    "peak, MB",
+)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:

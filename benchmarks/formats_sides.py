@@ -69,7 +69,8 @@ def make(side: str, given: Given, folder: Path) -> Made:
     cost = cost_of(command, place, folder / "log.txt")
     found = file if file.is_file() else None
     lines = (folder / "log.txt").read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-    why = "" if found else f"exit code {cost['code']:.0f}: {_complaint(lines)}"
+    stopped = f"stopped after {LIMIT_S} s" if cost["code"] == 124 else f"exit code {cost['code']:.0f}"
+    why = "" if found else f"{stopped}: {_complaint(lines)}"
     return Made(found, cost["seconds"], cost["cpu_seconds"], cost["peak_mb"], why)
 
 

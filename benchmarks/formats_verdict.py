@@ -35,11 +35,11 @@ class File:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether ours holds in accuracy, latency and size, and a sentence on each."""
+    """Whether ours holds in accuracy, latency and size, None where nothing was compared; and a sentence on each."""
 
-    accuracy: bool
-    latency: bool
-    size: bool
+    accuracy: bool | None
+    latency: bool | None
+    size: bool | None
     said: tuple[str, ...]
 
 
@@ -51,22 +51,28 @@ def gain(ours: File, theirs: File) -> Interval:
 def verdict(ours: File, others: Sequence[File]) -> Verdict:
     """Ours against the best of the others.
 
-    Accuracy: against each of the most accurate files, the interval of the difference reaches 0. Latency and size: at
+    Accuracy: against none of them is the interval of the difference below 0. Latency and size: at
     most `MARGIN` above the least of the files that are not less accurate than ours beyond chance; one that is less
     accurate is no equal, and is told of.
     """
     if not others:
-        return Verdict(True, True, True, ("no other side made a file that runs",))
+        return Verdict(None, None, None, ("not compared: no other side made a file that runs",))
     best = max(others, key=lambda one: one.accuracy)
-    found = gain(ours, best)
-    difference = 100 * (ours.accuracy - best.accuracy)
-    told = f"{difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}] against {best.side}"
-    held = found.high >= 0
-    accuracy = f"accuracy {'holds' if held else 'is below'}: {told}, the most accurate of the others"
+    above = [one for one in others if gain(ours, one).high < 0]
+    if held := not above:
+        accuracy = f"accuracy holds: {_told(ours, best)}, the most accurate of the others"
+    else:
+        accuracy = f"accuracy is below: {'; '.join(_told(ours, one) for one in above)}"
     rivals = [one for one in others if gain(ours, one).low <= 0]
     fast, latency = _least("latency", ours, others, rivals)
     small, size = _least("size", ours, others, rivals)
     return Verdict(held, fast, small, (accuracy, latency, size))
+
+
+def _told(ours: File, theirs: File) -> str:
+    """The difference in accuracy to another file."""
+    found, difference = gain(ours, theirs), 100 * (ours.accuracy - theirs.accuracy)
+    return f"{difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}] against {theirs.side}"
 
 
 MEASURES: dict[str, tuple[Callable[[File], float], str]] = {

@@ -65,17 +65,17 @@ class Emulated:
         """Whether it computes otherwise there than by rounding: by its outputs, or by the metric beyond chance."""
         return (self.sqnr_db is not None and self.sqnr_db < self.least_db) or self.apart.difference_interval.high < 0
 
-    @property
-    def settles(self) -> bool:
-        """Whether all examples were run, and the file computes the same there."""
-        return self.examples == self.of and not self.differs
-
     def in_words(self) -> str:
         """What was run, and whether it computed the same."""
         card = self.apart
         ran = f"{self.examples:,} of {self.of:,} evaluation examples were run as {self.cpu} by {self.emulator}"
-        noise = "the same outputs as here" if self.sqnr_db is None else f"outputs {self.sqnr_db:.0f} dB from those here"
-        limit = f"rounding alone leaves {self.least_db:.0f} dB"
+        if self.sqnr_db is None:
+            noise = "the same outputs as here"
+        else:
+            noise = (
+                f"outputs {self.sqnr_db:.0f} dB above their differences from those here (below {self.least_db:.0f} dB "
+                "is more than rounding)"
+            )
         low, middle, high = (
             signed(one * 100, 1)
             for one in (card.difference_interval.low, card.difference, card.difference_interval.high)
@@ -85,7 +85,7 @@ class Emulated:
             f"95 % interval {low} to {high})"
         )
         verdict = ": this file computes otherwise on its target" if self.differs else ""
-        return f"{ran}: {noise} ({limit}), {metric}{verdict}."
+        return f"{ran}: {noise}, {metric}{verdict}."
 
 
 def checked(target: Target, emulated: Emulated | None = None, why_not: str | None = None) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from potstill.pipeline.ledger import size_in_words
 from potstill.pipeline.packing import graph_step
 from potstill.pipeline.run import Run
 from potstill.pipeline.stages import STAGES
-from potstill.targets.target import OPSETS
+from potstill.targets.host import runs_here
+from potstill.targets.target import OPSETS, load_target
 from potstill.validate.data import Examples
 from potstill.validate.errors import InputError
 from potstill.validate.fake_quant import Formats
@@ -162,6 +163,11 @@ def _costs(run: Run, student: Model, device: torch.device, left: set[str]) -> Ca
         making[name], judging[name] = _training(run, stage, student, device) if name in left else 0.0, student_seconds
     for name in left:
         making.setdefault(name, exporting if name.startswith("packages/") else 0.0)
+    for name in run.recipe.targets:
+        target = load_target(name)
+        if target.emulate and not runs_here(target)[0]:
+            step = f"packages/{target.id}"
+            judging[step] = one_by_one + run.recipe.emulate.seconds
     return lambda step: making.get(step, 0.0) * (step in left) + judging.get(step, one_by_one)
 
 

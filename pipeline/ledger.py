@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from potstill.compress.likeness import Likeness
@@ -85,6 +86,11 @@ class Entry:
     shifts: list[Shift] | None = None
     unjudged: list[str] = field(default_factory=list)
     unleaked: Scorecard | None = None
+
+    @property
+    def stands_on_target(self) -> bool:
+        """Whether a package's scorecard is by its target's arithmetic, or an emulator of that gave the same in part."""
+        return bool(self.as_target) or (self.emulated is not None and not self.emulated.differs)
 
 
 @dataclass
@@ -248,7 +254,7 @@ def _row(entry: Entry, ledger: Ledger) -> list[str]:
     card, verdict, latency = entry.scorecard, entry.verdict, ledger.latency_ms(entry.name)
     apart, judged = card.difference_interval, entry.kind != "teacher"
     return [
-        f"{entry.name}\n[dim]{entry.what}[/]",
+        f"{escape(entry.name)}\n[dim]{escape(entry.what)}[/]",
         f"{card.value * 100:.1f}\n[dim]\\[{card.interval.low * 100:.1f}, {card.interval.high * 100:.1f}][/]",
         f"{card.difference * 100:+.1f}\n[dim]\\[{apart.low * 100:+.1f}, {apart.high * 100:+.1f}][/]" if judged else "",
         size_in_words(entry.size_bytes) + (f"\n[dim]{latency:.3g} ms[/]" if latency else ""),

@@ -19,6 +19,8 @@ VERSIONED = [
     "optimum",
     "onnx",
     "onnxruntime",
+    "onnxruntime-qnn",
+    "onnxscript",
     "numpy",
 ]
 

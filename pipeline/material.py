@@ -14,7 +14,7 @@ from potstill.compress.lesson import Lesson
 from potstill.compress.student import Student
 from potstill.compress.teacher import order_of
 from potstill.compress.vocabulary import unknown_tokens
-from potstill.export.calibrate import calibration_indices
+from potstill.export.calibrate import CALIBRATION_EXAMPLES, calibration_indices
 from potstill.pipeline.cache import Cache
 from potstill.pipeline.recipe import Recipe
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
@@ -30,6 +30,7 @@ from potstill.validate.shift import SHIFTED
 from potstill.validate.slices import Cut, by_class, by_column, in_thirds
 from potstill.validate.task import TASKS, Model
 
+FEW_TO_CALIBRATE = 32  # below that a range is a matter of luck, and it is told
 HELD_OUT = (0.05, 50, 2000)  # share of the training examples, at least, at most
 
 
@@ -218,6 +219,11 @@ class Material:
         examples = self.measured
         if used and examples is not None and not self.covered:
             self.covered = True
+            if used < FEW_TO_CALIBRATE:
+                self.warn(
+                    f"The activation ranges come from {used} examples only; give {CALIBRATION_EXAMPLES} or more of the "
+                    "training set to --calibrate."
+                )
             drawn = calibration_indices(examples, self.recipe.seed)
             sentence = outside(examples.take(drawn.tolist(), "calibration"), self.eval, self.task.length_of)
             if sentence:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from potstill.export.checked import checked
+from potstill.export.checked import checked, emulated_from
 from potstill.export.graph import Parity, export_graph
 from potstill.export.package import (
     MODEL,
@@ -69,12 +69,13 @@ class Packing:
         make, cache, seed, steps = self.run.cache.key, self.run.cache, self.run.recipe.seed, list[Planned]()
         samples = self.run.material.samples.digest
         targets, graphs = [load_target(name) for name in self.run.recipe.targets], dict[int, str]()
+        measured = self.run.material.measured.digest if self.run.material.measured else None
         for opset in dict.fromkeys(map(wanted_opset, targets)):
             graphs[opset] = make("graph", previous=key, opset=opset, samples=samples)
             steps.append(Planned(graph_step(opset), graphs[opset], cache.done(graph_step(opset), graphs[opset])))
         for one in targets:
             target = one.model_dump(mode="json")
-            step_key = make("package", graph=graphs[wanted_opset(one)], target=target, seed=seed)
+            step_key = make("package", graph=graphs[wanted_opset(one)], target=target, seed=seed, calibrate=measured)
             folder = self.run.out / "packages" / target["id"]
             done = searching.manifest_of(folder, step_key) is not None
             judged = self.run.judge.predicted(searching.key_of(folder, step_key, self._on_here(step_key)))
@@ -165,6 +166,8 @@ class Packing:
         found, known = judged(made), searching.known_by(subject, made)
         self.run.keys[step] = known.key
         emulated, why_not = self.emulation(known, folder / MODEL, target, scheme_for(graph, target).method, model.read)
+        if emulated:
+            self.run.say(target.id, emulated.in_words())
         said = verdict_on(found, self.run.gate, made.model_bytes)
         package = reseal(
             folder,
@@ -175,6 +178,8 @@ class Packing:
             lambda package: self._card(package, model, found),
         )
         self.run.material.check_calibration(package.quantized.calibration_examples)
+        for sentence in package.fusions.warnings if package.fusions else ():
+            self.run.material.warn(f"{target.id}: {sentence}")
         settings = self.run.recipe.profile
         measurement = self.run.measured(
             target.id,
@@ -211,21 +216,29 @@ class Packing:
                 write_reference(folder / "teacher", teacher, self.run.material.samples, OPSET, graph)
         return self.run.cache.place("reference", key) / "teacher"
 
+    def _formats(self, package: Package) -> str:
+        """A package's number formats, with what gave the ranges."""
+        used, source = package.quantized.calibration_examples, self.run.material.measured
+        return package.formats() + (f", ranges from {used} examples of {source.name}" if used and source else "")
+
     def _card(self, package: Package, model: Model, found: Judged) -> str:
         self.run.material.check_calibration(package.quantized.calibration_examples)
         entry = Entry(
             name=package.target,
             kind="package",
-            what=package.formats(),
+            what=self._formats(package),
             verdict=package.verdict,
             parameters=model.parameters,
             size_bytes=package.model_bytes,
             seconds=package.seconds,
             folder="",
+            as_target=package.checked["as_target"],
+            emulated=emulated_from(package.checked),
             **vars(found),
         )
-        limits = [*self.run.material.warnings, *([] if package.checked["as_target"] else [package.checked["note"]])]
+        note = package.checked["note"]
+        limits = [*self.run.material.warnings, *([] if entry.stands_on_target else [note])]
         limits += package.fusions.warnings if package.fusions else []
         steps = [step for step in self.run.entries if step.kind != "package"]
-        said = package.on_target()
+        said = [*package.on_target(), *([note] if entry.emulated and entry.stands_on_target else [])]
         return model_card(f"Package for {package.target}", self.run.plain, [*steps, entry], limits, said)

@@ -289,11 +289,11 @@ def _style(entry: Entry) -> tuple[str, str]:
 
 
 def _mark(axes: Any, entry: Entry, x: float, y: float, reach: tuple[float, float], across: bool = False) -> None:
-    """An interval and its mark, hollow where the scorecard was not made by the target's arithmetic."""
+    """An interval and its mark, hollow where the scorecard was neither made nor checked by the target's arithmetic."""
     color, marker = _style(entry)
     ends = [(x + reach[0], x + reach[1]), (y, y)] if across else [(x, x), (y + reach[0], y + reach[1])]
     axes.plot(*ends, color=color, lw=2.2, solid_capstyle="round", zorder=3)
-    face = PAPER if entry.kind == "package" and not entry.as_target else color
+    face = PAPER if entry.kind == "package" and not entry.stands_on_target else color
     axes.plot(
         [x], [y], ls="none", marker=marker, ms=10 if marker == "X" else 8, color=color, mfc=face, mew=1.6, zorder=4
     )

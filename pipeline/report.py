@@ -321,7 +321,7 @@ def unchecked(ledger: Ledger) -> list[str]:
         note = f" {entry.note}" if entry.note else ""
         if entry.as_target is None:
             told.append(f"{entry.name}: it was not recorded whether this machine computes as the target does.{note}")
-        elif not entry.as_target and not (entry.emulated and entry.emulated.settles):
+        elif not entry.stands_on_target:
             told.append(f"{entry.name}: judged on this machine, which does not compute as the target does.{note}")
         timed = entry.measurement or timing_of(ledger, entry)
         if timed and timed.missing_providers:

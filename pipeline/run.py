@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from rich.console import Console
+from rich.markup import escape
 
 from potstill.compress.lesson import Lesson
 from potstill.compress.likeness import likeness_from_json
@@ -253,7 +254,7 @@ class Run:
 
     def say(self, step: str, what: str) -> None:
         """Tell which step it is."""
-        self.console.print(f"[bold]{step}[/] [dim]{what}[/]", highlight=False)
+        self.console.print(f"[bold]{escape(step)}[/] [dim]{escape(what)}[/]", highlight=False)
 
 
 def _short(source: str) -> str:

@@ -2,6 +2,7 @@
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from potstill.pipeline.doctor import Finding
@@ -50,8 +51,9 @@ def print_target(target: Target) -> None:
     table = _table(f"{target.id}: {target.title}")
     for heading, ratio in (("value of", 3), ("is", 2), ("source", 4)):
         table.add_column(heading, overflow="fold", ratio=ratio)
-    for row in describe(target):
-        table.add_row(*row)
+    for field, value, source in describe(target):
+        if not (field.startswith("quantize.") and value == "none"):  # what a scheme leaves out
+            table.add_row(*map(escape, (field, value, source)))
     console.print(table)
     console.print(runs_here(target)[1], highlight=False)
 
@@ -81,7 +83,7 @@ def print_measurement(measurement: Measurement) -> None:
         ("model file", f"{measurement.file_mb:.2f} MB", ""),
         ("nodes by provider", ", ".join(f"{p}: {n}" for p, n in measurement.provider_nodes.items()), "before fusion"),
     ):
-        table.add_row(name, value, f"[dim]{note}[/]")
+        table.add_row(name, value, f"[dim]{escape(note)}[/]")
     console.print(table)
     for provider in measurement.missing_providers:
         console.print(f"[bold yellow]{provider} is not here[/]: the target wants it, and the CPU ran instead")
@@ -104,5 +106,5 @@ def print_findings(findings: list[Finding]) -> None:
         table.add_column(heading, overflow="fold")
     for finding in findings:
         mark = "[green]✓[/]" if finding.ok else "[yellow]–[/]" if finding.optional else "[bold red]✗[/]"
-        table.add_row(mark, finding.what, finding.found, "" if finding.ok else finding.how)
+        table.add_row(mark, finding.what, escape(finding.found), "" if finding.ok else escape(finding.how))
     console.print(table)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from potstill.pipeline import yaml_lines
 from potstill.pipeline.cache import run_folder
@@ -55,13 +56,14 @@ def walk(recipe: Recipe, out: Path, quiet: bool = False) -> tuple[Ledger, Potsti
         write_report(ledger, out / "report.html", title=out.name, examples=shown)
         print_ledger(ledger, console)
         for sentence in filter(None, (split_in_words(ledger), candidate_in_words(ledger))):
-            console.print(sentence, highlight=False)
-        console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+            console.print(sentence, highlight=False, markup=False)
+        console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True, markup=False)
         for warning in filter(None, [*ledger.warnings, without_leaks(ledger), *to_warn_of(ledger.entries)]):
-            console.print(f"[yellow]{warning}[/]", highlight=False)
+            console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
         open_points = unchecked(ledger)
         if open_points:
-            console.print(f'{len(open_points)} points stand under "What was not checked" there', highlight=False)
+            count = f"{len(open_points)} point{'s stand' if len(open_points) > 1 else ' stands'}"
+            console.print(f'{count} under "What was not checked" there', highlight=False)
     return ledger, failure
 
 

@@ -65,5 +65,5 @@ def runs_here(target: Target, host: Host | None = None) -> tuple[bool, str]:
         return False, f"This machine's CPU lacks {', '.join(missing)}, which {target.id} has."
     extra = [flag for flag in wanted.without if flag in host.isa]
     if extra:
-        return False, f"This machine's CPU has {', '.join(extra)}, which {target.id} lacks: int8 results differ."
+        return False, f"This machine's CPU has {', '.join(extra)}, which {target.id} lacks: int8 results may differ."
     return True, f"This machine's CPU ({host.cpu}) has the instruction sets of {target.id}."

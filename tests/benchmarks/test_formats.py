@@ -53,6 +53,16 @@ def test_a_file_below_the_best_is_told_with_its_interval() -> None:
     assert shown == pytest.approx([low, high], abs=0.4)
 
 
+def test_a_file_that_is_clearly_above_is_named_though_another_is_the_most_accurate() -> None:
+    """The most accurate errs on other examples than ours, so its interval reaches 0; the other errs where ours does."""
+    elsewhere = verdicts.File("elsewhere", np.arange(500) < 500 - 43, 1.0, 1000)
+    said = verdicts.verdict(made("ours", 60), [elsewhere, made("clear", 45)])
+    assert verdicts.gain(made("ours", 60), elsewhere).high > 0
+    assert said.accuracy is False
+    assert said.said[0].startswith("accuracy is below: -3.0 points [")
+    assert said.said[0].endswith("against clear")
+
+
 def test_a_faster_file_that_is_as_accurate_is_a_miss_and_a_less_accurate_one_is_told_of() -> None:
     as_accurate = verdicts.verdict(made("ours", 50), [made("a", 51, ms=0.9)])
     assert not as_accurate.latency
@@ -73,7 +83,7 @@ def test_the_margin_is_three_hundredths() -> None:
 
 
 def test_without_another_file_the_row_says_so() -> None:
-    assert verdicts.verdict(made("ours", 50), []).said == ("no other side made a file that runs",)
+    assert verdicts.verdict(made("ours", 50), []).said == ("not compared: no other side made a file that runs",)
 
 
 def test_a_side_without_a_file_says_why_in_its_cells() -> None:

@@ -46,8 +46,9 @@ from numpy.typing import NDArray
 from provenance import provenance
 
 from potstill.export.graph import export_graph
-from potstill.targets.qemu import EmulatedPredictor
+from potstill.targets.qemu import EmulatedPredictor, emulator_of
 from potstill.targets.target import load_target
+from potstill.validate.errors import InputError
 from potstill.validate.files import write_json
 from potstill.validate.metrics import most_likely
 from potstill.validate.predictor import OnnxPredictor
@@ -218,6 +219,23 @@ def exporting(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def wanted() -> tuple[tuple[str, ...], bool]:
+    """The models that are compared, and whether all figures are taken.
+
+    Raises:
+        SystemExit: nothing emulates a Haswell here.
+    """
+    try:
+        emulator_of(load_target(AVX2))
+    except InputError as error:
+        raise SystemExit(f"the comparison runs each file as a CPU without VNNI does: {error}") from None
+    names = tuple(sys.argv[1:]) or NAMES
+    if DATA.is_dir():
+        return names, names == NAMES
+    say(f"skipped, for want of data in {DATA} (POTSTILL_DATA): all but the ViT")
+    return ("vit",), False
+
+
 def say(what: str) -> None:
     """What is being done, on standard error."""
     print(time.strftime("%H:%M:%S"), what, file=sys.stderr, flush=True)
@@ -227,12 +245,13 @@ def main() -> None:
     """Measure, print, and end with a line of JSON."""
     torch.set_num_threads(1)
     sys.path.insert(0, str(ROOT))  # for the factories in examples/
+    names, whole = wanted()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = [row(formats_models.case(one, quick=QUICK), folder) for one in sys.argv[1:] or NAMES]
+        rows = [row(formats_models.case(one, quick=QUICK), folder) for one in names]
         print_rows(rows)
         record: dict[str, Any] = {"rows": rows, "avx2": avx2(rows)}
-        if not sys.argv[1:]:
+        if whole:
             record |= calibrating(folder)
             say("search")
             weights = formats_models.case("depthwise", quick=QUICK).weights

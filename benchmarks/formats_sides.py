@@ -18,7 +18,7 @@ from formats_models import ROOT, Case
 
 LIMIT_S = 900
 OURS = ("potstill laptop-x86-vnni", "potstill laptop-x86-avx2")
-PLAIN = "onnxruntime U8S8 per channel"  # what the documentation says for x86
+PLAIN = "onnxruntime U8S8 per channel"  # what the documentation says for x86 with VNNI
 OFFLINE = {
     "OMP_NUM_THREADS": "1",
     "ORT_DISABLE_TELEMETRY": "1",

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from potstill.pipeline.material import Material
 from potstill.pipeline.recipe import build_recipe
+from potstill.pipeline.run import Run
 from potstill.pipeline.stages import STAGES
 from potstill.targets.target import target_names
 from potstill.validate.leaks import shared
@@ -33,3 +35,27 @@ def test_ranges_are_not_measured_on_what_judges(
     assert len(shared(material.measured, material.eval)) == 0
     kept = material.measured.rows(range(len(material.measured)))["text"]
     assert set(kept) <= {line.split("\t")[0] for line in clean.splitlines()}
+
+
+def test_a_package_hangs_on_the_examples_that_calibrate_it(
+    text_teacher: Path, texts: dict[str, Path], tmp_path: Path
+) -> None:
+    """An evaluation set that holds some of them takes them away, and the package is made again; no other one does."""
+    lines = texts["eval"].read_text()
+    taken = "".join(texts["calibrate"].read_text().splitlines(keepends=True)[1:41])
+    (tmp_path / "fewer.tsv").write_text("".join(lines.splitlines(keepends=True)[:100]))
+    (tmp_path / "overlap.tsv").write_text(lines + taken)
+
+    def key(judged: Path) -> str:
+        mapping = {
+            "task": "text-classification",
+            "teacher": str(text_teacher),
+            "data": {"eval": str(judged), "calibrate": str(texts["calibrate"]), "columns": {"text": "sentence"}},
+            "targets": ["laptop-x86-vnni"],
+        }
+        recipe = build_recipe(mapping, stage_types=STAGES, target_names=target_names(), base=tmp_path)
+        steps = Run(recipe, tmp_path / "out", Console(quiet=True)).plan()
+        return next(step.key for step in steps if step.step == "packages/laptop-x86-vnni")
+
+    assert key(texts["eval"]) == key(tmp_path / "fewer.tsv")
+    assert key(texts["eval"]) != key(tmp_path / "overlap.tsv")

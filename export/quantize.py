@@ -39,7 +39,7 @@ class Quantized:
         weighted: nodes with weights (convolutions and matrix products) in the float graph.
         left_float: how many of them still compute in floating point.
         calibration_examples: that gave the activation ranges; 0 where none are needed.
-        float32_nodes: of a float16 graph, names of the nodes that were measured to need float32.
+        float32_nodes: of a float16 graph, names of the nodes that stay in float32; see `Half`.
         more_bits: how many of the weighted nodes a search gave 8-bit weights in blocks.
         repaired: what each repair of the scheme did, one clause for each.
     """

@@ -27,7 +27,9 @@ SCHEMES = {
     "float16": {"method": "float16"},
     "static": STATIC,
     "mse": {**STATIC, "calibration": "mse"},
+    "repaired": {**STATIC, "repairs": ["equalize", "adaround", "bias"]},
     "dynamic": {"method": "dynamic", "weight": "int8", "per_channel": True},
+    "weights": {"method": "weights", "weight": "int8", "block_size": 32},
 }
 
 

@@ -13,10 +13,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
-from potstill.export.graph import save_model
+from potstill.export.graph import data_file, save_model, too_large
 from potstill.targets.coverage import COREML
 from potstill.targets.target import CPU, QNN, Target
-
 
 HUGE = 1e30  # what is less, added to the greatest float32, 3.4e38, rounds back to it: half its last bit is 1e31
 MOVES = (
@@ -197,14 +196,20 @@ def _folded(path: Path) -> onnx.ModelProto:
     options.log_severity_level = 3
     options.optimized_model_filepath = str(plain)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if too_large(path):
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", data_file(plain).name
+        )
     onnxruntime.InferenceSession(
         str(path),
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=["MatMulAddFusion"],  # done once more on the same file, it makes the same names again
     )
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(plain)))
-    plain.unlink()
+    onnx.shape_inference.infer_shapes_path(str(plain))  # in place; infer_shapes takes 2 GB at most
+    model = onnx.load(str(plain))
+    for part in (plain, data_file(plain)):
+        part.unlink(missing_ok=True)
     return model
 
 

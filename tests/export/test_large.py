@@ -13,6 +13,7 @@ from potstill.export import graph
 from potstill.export.graph import data_file, export_graph, fix_shapes, model_bytes
 from potstill.export.quantize import quantize, scheme_for
 from potstill.export.ranges import observe
+from potstill.export.rewrites import suit
 from potstill.targets.target import Scheme, load_target
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples
@@ -91,6 +92,23 @@ def test_what_else_reads_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert {path.name for path in tmp_path.iterdir()} == {*before, "f.onnx", "f.onnx.data"}
+
+
+@pytest.mark.parametrize("target", ["phone-iphone", "laptop-x86-vnni"])
+def test_what_suits_a_provider(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewritten with its weights in a file of their own, it computes what it does in one file."""
+    found = {}
+    for name, kilobytes in (("small", 10**6), ("large", 20)):
+        limit(monkeypatch, kilobytes)
+        (tmp_path / name).mkdir()
+        exported(tmp_path / name)
+        path = tmp_path / name / "f.onnx"
+        fix_shapes(tmp_path / name / "g.onnx", path, ArrayEncoder(), None)
+        suit(path, load_target(target))
+        assert data_file(path).is_file() == (name == "large")
+        assert {part.name.partition(".")[0] for part in path.parent.iterdir()} == {"f", "g"}
+        found[name] = onnxruntime.InferenceSession(path).run(None, {"x": vectors().rows([0])["x"]})[0]
+    np.testing.assert_array_equal(found["small"], found["large"])
 
 
 def test_written_twice_it_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

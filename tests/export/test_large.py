@@ -76,6 +76,26 @@ def test_every_scheme(name: str, kilobytes: int, tmp_path: Path, monkeypatch: py
     assert model_bytes(out) == pytest.approx(model_bytes(small.with_name("q.onnx")), rel=0.2)
 
 
+@pytest.mark.parametrize("embedding", ["int8", "int4"])
+def test_embeddings(embedding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).integers(0, 512, size=(8, 6))
+    data = Examples("made", Arrays({"x": x}), np.zeros(8, dtype=np.int64), None, "d")
+    scheme = Scheme.model_validate({**SCHEMES["dynamic"], "embedding": embedding, "why": "test"})
+    found = []
+    for name, kilobytes in (("small", 10**6), ("large", 20)):
+        limit(monkeypatch, kilobytes)
+        (tmp_path / name).mkdir()
+        torch.manual_seed(0)
+        core = nn.Sequential(nn.Embedding(512, 64), nn.Flatten(), nn.Linear(384, 4)).eval()
+        model = Model(core, ArrayEncoder(), ("x",), tuple("0123"), Checkpoint("made:up"), core)
+        path, out = tmp_path / name / "g.onnx", tmp_path / name / "q.onnx"
+        export_graph(model, data, path, 20)
+        assert data_file(path).is_file() == (name == "large")
+        assert f"embeddings in {embedding} rows" in quantize(path, out, scheme, data, ArrayEncoder(), 0).scheme
+        found.append(onnxruntime.InferenceSession(out).run(None, {"x": x})[0])
+    np.testing.assert_array_equal(*found)
+
+
 def test_what_else_reads_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, 20)
     path = exported(tmp_path)

@@ -1,7 +1,7 @@
 """An ONNX file that a user brings, as the float graph that packages are made of."""
 
 import onnx
-from onnx import inliner, version_converter
+from onnx import external_data_helper, inliner, version_converter
 from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 from potstill.validate.encoder import Encoder
@@ -15,6 +15,8 @@ LEAST_OPSET = 13  # the first whose QuantizeLinear has scales per channel
 def adopted(core: OnnxModule, encode: Encoder, rows: Rows, opset: int) -> onnx.ModelProto:
     """The graph of a file with its functions inlined, one output, and the axes named as Potstill names them.
 
+    Constants that nodes hold become initializers, where the quantisers look for weights.
+
     Args:
         core: the file.
         encode: what feeds it; its `axes` stay free where the file leaves them free, all others become fixed.
@@ -24,7 +26,8 @@ def adopted(core: OnnxModule, encode: Encoder, rows: Rows, opset: int) -> onnx.M
     Raises:
         InputError: its opset is too old and cannot be converted.
     """
-    model = inliner.inline_local_functions(onnx.load(str(core.path)))
+    model = inliner.inline_local_functions(onnx.load(str(core.path), load_external_data=False))  # 2 GB at most
+    external_data_helper.load_external_data_for_model(model, str(core.path.parent))
     if core.opset < LEAST_OPSET:
         try:
             model = version_converter.convert_version(model, opset)
@@ -47,8 +50,23 @@ def adopted(core: OnnxModule, encode: Encoder, rows: Rows, opset: int) -> onnx.M
                 make_dim_param_fixed(model.graph, dim.dim_param, arrays[value.name].shape[axis])
             else:
                 dim.dim_value = arrays[value.name].shape[axis]
+    _lift(model.graph)
     assert opset_of(model) >= LEAST_OPSET
     return model
+
+
+def _lift(graph: onnx.GraphProto) -> None:
+    """Turn nodes that hold a tensor into initializers of the name of their output."""
+    ends, kept = {value.name for value in graph.output}, list[onnx.NodeProto]()
+    for node in graph.node:
+        held = [one.t for one in node.attribute if one.name == "value"] if node.op_type == "Constant" else []
+        if held and node.output[0] not in ends:
+            held[0].name = node.output[0]
+            graph.initializer.append(held[0])
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _rename(graph: onnx.GraphProto, dim: onnx.TensorShapeProto.Dimension, name: str) -> None:

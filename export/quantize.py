@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from potstill.export.calibrate import calibration_indices
-from potstill.export.embeddings import embeddings_in_rows
+from potstill.export.embeddings import embeddings, embeddings_in_rows
 from potstill.export.graph import data_file, save_model, too_large
 from potstill.export.half import EXAMPLES, Half, to_float16
 from potstill.export.static import TYPES, tables_of, write_static
@@ -39,7 +39,7 @@ class Quantized:
         weighted: nodes with weights (convolutions and matrix products) in the float graph.
         left_float: how many of them still compute in floating point.
         calibration_examples: that gave the activation ranges; 0 where none are needed.
-        float32_nodes: of a float16 graph, names of the nodes that were measured to need float32.
+        float32_nodes: of a float16 graph, names of the nodes that stay in float32; see `Half`.
         more_bits: how many of the weighted nodes a search gave 8-bit weights in blocks.
         repaired: what each repair of the scheme did, one clause for each.
     """
@@ -129,6 +129,12 @@ def quantize(
     Raises:
         InputError: a static scheme without calibration examples, ones that `observe` refuses, or nothing to quantise.
     """
+    weighted = len(float_nodes(path))
+    if scheme.method not in ("float32", "float16") and not weighted and not _has_embeddings(path):
+        raise InputError(
+            f"the graph has no convolution, matrix product or embedding with constant weights, and the target wants "
+            f"{in_words(scheme)}; give it a scheme with method: float16 or float32"
+        )
     used, repaired = 0, list[str]()
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize.") as folder:
         prepared = Path(folder) / "prepared.onnx"
@@ -150,7 +156,7 @@ def quantize(
                 _hold_float(out, keep_float)
             if scheme.more_bits and keep_float:
                 weights_in_blocks(out, MORE_BITS, BLOCK)
-    weighted, left = len(float_nodes(path)), len(float_nodes(out))
+    left = len(float_nodes(out))
     if scheme.method not in ("float32", "float16") and weighted and left == weighted and not keep_float:
         raise InputError(f"none of the {weighted} weighted nodes could be quantised as {in_words(scheme)}")
     more = len(in_blocks(out)) if scheme.more_bits else 0
@@ -167,6 +173,10 @@ def prepare(path: Path, out: Path) -> None:
         external_data_location=data_file(out).name,
     )
     _mend(out)
+
+
+def _has_embeddings(path: Path) -> bool:
+    return bool(embeddings(onnx.load(str(path), load_external_data=False).graph))
 
 
 def _some(path: Path, examples: Examples | None, encode: Encoder, seed: int) -> list[Inputs]:

@@ -21,7 +21,8 @@ from potstill.export.smooth import smooth
 from potstill.targets.target import Repair
 from potstill.validate.files import read_json, whole_folder, write_json
 
-GRAPH, LEARNED, TOLD = "graph.onnx", "learned.npz", "told.json"
+GRAPH, TOLD = "graph.onnx", "told.json"
+LEARNED = {"adaround": "rounding learned", "bias": "bias corrected"}  # each kept in a file of arrays by name
 
 
 class Repairs:
@@ -49,11 +50,13 @@ class Repairs:
             with whole_folder(self._folder) as aside:
                 self._make(path, aside, write)
         net = Net(onnx.load(str(self._folder / GRAPH)))
-        with np.load(self._folder / LEARNED) as learned:
-            _put(net, dict(learned), keep_float)
+        told: list[str] = read_json(self._folder / TOLD)
+        for repair in (one for one in LEARNED if one in self._wanted):
+            with np.load(self._folder / f"{repair}.npz") as learned:
+                count, put = len(learned), _put(net, dict(learned), keep_float)
+            told.append(_told(LEARNED[repair], put, "nodes", count))
         save_model(net.model, path)
-        found: list[str] = read_json(self._folder / TOLD)
-        return found
+        return told
 
     def _make(self, path: Path, folder: Path, write: Callable[[Path, Path], None]) -> None:
         """All that is wanted, into a folder."""
@@ -66,21 +69,16 @@ class Repairs:
             told.append(_told("smoothed", smooth(net, self._reader), "layer norms"))
             net = Net(net.model)
         save_model(net.model, graph)
-        learned: dict[str, NDArray[np.float64]] = {}
-        if {"adaround", "bias"} & set(self._wanted):
+        write_json(folder / TOLD, told)
+        if set(LEARNED) & set(self._wanted):
             write(graph, ints)
-            in_integers = Net(onnx.load(str(ints)))
+            net, in_integers = Net(onnx.load(str(graph))), Net(onnx.load(str(ints)))
             if "adaround" in self._wanted:
-                learned |= learned_weights(net, in_integers, self._reader, self._seed)
-                told.append(_told("rounding learned", len(learned), "nodes"))
+                _keep(folder, "adaround", learned_weights(net, in_integers, self._reader, self._seed))
             if "bias" in self._wanted:
-                biases = corrected_biases(net, in_integers, self._reader)
-                told.append(_told("bias corrected", len(biases), "nodes"))
-                learned |= biases
+                _keep(folder, "bias", corrected_biases(net, in_integers, self._reader))
             for part in folder.glob(f"{ints.name}*"):
                 part.unlink()
-        np.savez(folder / LEARNED, **learned)  # type: ignore[arg-type]
-        write_json(folder / TOLD, told)
 
 
 def repairs_beside(ranges: Path) -> Path:
@@ -93,13 +91,22 @@ def repaired_graph(folder: Path, out: Path) -> None:
     save_model(onnx.load(str(folder / GRAPH)), out)
 
 
-def _put(net: Net, learned: Mapping[str, NDArray[np.float64]], keep_float: Sequence[str]) -> None:
-    """Put what was learned where a node is in integers."""
+def _keep(folder: Path, repair: str, learned: Mapping[str, NDArray[np.float64]]) -> None:
+    np.savez(folder / f"{repair}.npz", **learned)  # type: ignore[arg-type]
+
+
+def _put(net: Net, learned: Mapping[str, NDArray[np.float64]], keep_float: Sequence[str]) -> int:
+    """Put what was learned where a node is in integers; at how many."""
     left = [net.nodes[name] for name in keep_float if name in net.nodes]
     kept = {name for node in left for name in [*node.input[1:], net.bias(node)]}
-    for name in learned.keys() - kept:
+    put = learned.keys() - kept
+    for name in put:
         net.put(name, learned[name])
+    return len(put)
 
 
-def _told(what: str, count: int, of: str) -> str:
+def _told(what: str, count: int, of: str, most: int = 0) -> str:
+    """What a repair did at some of those that it could be made at."""
+    if count < most:
+        return f"{what}: {count} of {most} {of}, the others are in float"
     return f"{what}: {count} {of}" if count else f"{what}: nothing, there are no {of} for it"

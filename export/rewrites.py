@@ -1,6 +1,6 @@
 """The same graph in operators that suit a provider: an NPU's graph does not fall into parts, a CPU's is faster.
 
-Each rewrite computes the same numbers; see docs/decisions.md for what each one cures.
+Each rewrite computes the same numbers in float32; see docs/decisions.md for what each one cures.
 """
 
 from collections import Counter
@@ -13,9 +13,16 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
-from potstill.export.graph import save_model
+from potstill.export.graph import data_file, save_model, too_large
 from potstill.targets.coverage import COREML
 from potstill.targets.target import CPU, QNN, Target
+
+HUGE = 1e30  # what is less, added to the greatest float32, 3.4e38, rounds back to it: half its last bit is 1e31
+MOVES = (
+    *("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Tile", "Transpose", "Concat", "Split"),
+    *("Slice", "Gather", "GatherND", "Where", "Max", "Min", "Clip"),
+)  # gives no greater magnitude than it reads
+ENDS = ("Softmax", "IsNaN", "IsInf", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Shape")  # nor huge
 
 
 class _Graph:
@@ -53,10 +60,25 @@ class _Graph:
         return name
 
     def finite(self) -> bool:
-        """Whether no constant is infinite or NaN, so that a Softmax has a largest input to compare with."""
+        """Whether constants make nothing infinite or NaN: all are finite, and no two are added that are `HUGE`.
+
+        Huge ones may be chosen from, moved, and added to what is not huge, which rounds back to them. Activations
+        count as smaller than `HUGE`.
+        """
         floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-        held = (numpy_helper.to_array(one) for one in self.graph.initializer if one.data_type in floats)
-        return all(bool(np.isfinite(value).all()) for value in held)
+        held = [one for one in self.graph.initializer if one.data_type in floats]
+        most = {one.name: float(np.abs(numpy_helper.to_array(one)).max(initial=0)) for one in held}
+        huge = {name for name, value in most.items() if not value < HUGE}  # NaN too
+        if not all(np.isfinite(most[name]) for name in huge):
+            return False
+        for node in self.graph.node:
+            read = [name for name in node.input if name in huge]
+            if not read or node.op_type in ENDS:
+                continue
+            if node.op_type not in MOVES and not (node.op_type in ("Add", "Sub", "Sum") and len(read) == 1):
+                return False
+            huge.update(node.output)
+        return True
 
 
 Rewrite = Callable[[NodeProto, _Graph], list[NodeProto] | None]
@@ -116,9 +138,10 @@ def _pad(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
 
 
 def _safe_softmax(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
-    """Where(IsNaN(s), c, s) of a Softmax s is s: with finite constants a row has a largest finite input.
+    """Where(IsNaN(s), c, s) of a Softmax s is s where constants make nothing infinite: a row has a finite maximum.
 
-    It guards rows that are masked with minus infinity everywhere; a mask of finite numbers gives no NaN.
+    It guards rows that are masked with minus infinity everywhere; one mask of finite numbers gives no NaN, two whose
+    sum overflows do.
     """
     asked, source = graph.made_by.get(node.input[0]), graph.made_by.get(node.input[2])
     if asked is None or asked.op_type != "IsNaN" or asked.input[0] != node.input[2]:
@@ -173,14 +196,20 @@ def _folded(path: Path) -> onnx.ModelProto:
     options.log_severity_level = 3
     options.optimized_model_filepath = str(plain)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    if too_large(path):
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", data_file(plain).name
+        )
     onnxruntime.InferenceSession(
         str(path),
         options,
         providers=["CPUExecutionProvider"],
         disabled_optimizers=["MatMulAddFusion"],  # done once more on the same file, it makes the same names again
     )
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(plain)))
-    plain.unlink()
+    onnx.shape_inference.infer_shapes_path(str(plain))  # in place; infer_shapes takes 2 GB at most
+    model = onnx.load(str(plain))
+    for part in (plain, data_file(plain)):
+        part.unlink(missing_ok=True)
     return model
 
 

@@ -11,7 +11,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from potstill.targets.host import here, runs_here
-from potstill.targets.qemu import emulator_of
+from potstill.targets.qemu import NoEmulator, emulator_of
 from potstill.targets.target import load_target, target_names
 from potstill.validate.errors import InputError
 
@@ -35,6 +35,7 @@ class Finding:
     how: str = ""
 
 
+QNN_PACKAGE = "onnxruntime-qnn"
 PROGRAMS = (
     ("adb", "Android phones", "apt-get install adb, or Android's platform-tools"),
     ("ssh", "other machines", "apt-get install openssh-client"),
@@ -45,7 +46,7 @@ PROGRAMS = (
 def examine() -> list[Finding]:
     """Look at everything once; nothing is installed or changed."""
     fixed = [_python(), *_packages(), _accelerator(), _runtime(), _memory(), _targets()]
-    return [*fixed, *_emulators(), *map(_program, PROGRAMS)]
+    return [*fixed, *_emulators(), _context_compiler(), *map(_program, PROGRAMS)]
 
 
 def _python() -> Finding:
@@ -113,9 +114,20 @@ def _emulators() -> list[Finding]:
             emulator_of(target)
             findings.append(Finding(what, True, True, f"packages for {target.id} are checked by its arithmetic"))
         except InputError as error:
-            missing, _, how = str(error).partition(": ")
-            findings.append(Finding(what, False, True, f"{missing}; packages for {target.id} are not checked", how))
+            why, _, how = str(error).partition(": ")
+            if isinstance(error, NoEmulator):
+                why, how = error.why, error.how
+            findings.append(Finding(what, False, True, f"{why}; packages for {target.id} are not checked", how))
     return findings
+
+
+def _context_compiler() -> Finding:
+    """What compiles context binaries for Snapdragon."""
+    try:
+        return Finding(QNN_PACKAGE, True, True, version(QNN_PACKAGE))
+    except PackageNotFoundError:
+        found = "not installed; packages for Snapdragon have no context binary"
+        return Finding(QNN_PACKAGE, False, True, found, 'pip install "potstill[qnn]"')
 
 
 def _program(program: Sequence[str]) -> Finding:

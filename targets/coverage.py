@@ -38,7 +38,7 @@ class Coverage:
         kind: `compiled` by the provider's own compiler; `estimated` from a list of operators; `unknown`.
         provider: that the target wants first.
         source: what the figures come from, or why there are none.
-        nodes: of the graph as the provider sees it; None where unknown.
+        nodes: compiled, of the graph as the provider sees it; estimated, of the file; None where unknown.
         partitions: parts that the provider takes, each a change of device; None where unknown.
         left: the nodes that go to the CPU.
     """

@@ -54,7 +54,8 @@ def runs_here(target: Target, host: Host | None = None) -> tuple[bool, str]:
     if target.runtime.name != "onnxruntime" or target.runtime.providers[:1] != ["CPUExecutionProvider"]:
         return (
             False,
-            f"{target.id} runs on {target.runtime.name} with {target.runtime.providers}, not on a CPU provider.",
+            f"{target.id} runs on {target.runtime.name} with {' and '.join(target.runtime.providers)}, "
+            "not on a CPU provider.",
         )
     if wanted.arch != host.arch:
         return False, f"{target.id} is for {wanted.arch} and this machine is {host.arch}."

@@ -6,16 +6,21 @@ What is emulated is arithmetic. Its time says nothing of the device's.
 import os
 import platform
 import shutil
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from potstill.targets.target import Target
 from potstill.targets.wire import DevicePredictor
-from potstill.validate.encoder import Encoder
-from potstill.validate.errors import InputError
+from potstill.validate.encoder import Encoder, Inputs
+from potstill.validate.errors import InputError, PotstillError, Unreachable
 from potstill.validate.model import Read, as_they_are
 
 ARM64_ROOT = "POTSTILL_ARM64_ROOT"
@@ -37,6 +42,14 @@ class Emulator:
     environment: Mapping[str, str]
 
 
+class NoEmulator(InputError):
+    """Nothing emulates a CPU here. The message goes into a package, so it names no path of this machine; `how` may."""
+
+    def __init__(self, why: str, how: str) -> None:
+        super().__init__(f"{why}; `potstill doctor` says how to get it")
+        self.why, self.how = why, how
+
+
 def emulator_of(target: Target) -> Emulator:
     """What emulates a target's CPU here.
 
@@ -44,7 +57,7 @@ def emulator_of(target: Target) -> Emulator:
         InputError: nothing does: why, and what to do.
     """
     if target.emulate is None:
-        raise InputError(f"no emulator is known for {target.id}; profile it on a device")
+        raise InputError(f"no emulator is known for {target.id}; run the package's golden samples on the device")
     if platform.system() != "Linux":
         raise InputError(f"{target.emulate.binary} runs programs of Linux, and this is {platform.system()}; use Linux")
     if shutil.which(target.emulate.binary) is None:
@@ -73,15 +86,32 @@ def _arm64(binary: str, cpu: str) -> Emulator:
     script = Path(__file__).with_name("arm64_root.sh")
     how = f"sh {script} FOLDER, then set {ARM64_ROOT} to that folder"
     if not (given := os.environ.get(ARM64_ROOT)):
-        raise InputError(f"{binary} needs a Python for ARM64: {how}")
+        raise NoEmulator(f"{binary} needs a Python for ARM64, and none is here", how)
     root = Path(given).resolve() / cpu
     wanted = f"onnxruntime-{distribution('onnxruntime').version}.dist-info"
     for path in (root / "proc/cpuinfo", root / "usr/bin/python3", root / "opt/packages" / wanted):
         if not path.exists():
-            raise InputError(f"{ARM64_ROOT}={given} has no {path.relative_to(root.parent)}: make it anew, {how}")
+            raise NoEmulator(f"the folder of {ARM64_ROOT} has no {path.relative_to(root.parent)}", how)
     python = (binary, "-L", str(root), "-cpu", cpu, str((root / "usr/bin/python3").resolve()))
     packages = root / "opt/packages"
     return Emulator(cpu, python, {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(packages)})
+
+
+def emulator_version(target: Target) -> str:
+    """The version of what emulates a target's CPU here, as it says itself in its first line.
+
+    Raises:
+        InputError: as of `emulator_of`.
+    """
+    return _version(emulator_of(target).python[0])
+
+
+@cache
+def _version(binary: str) -> str:
+    asked = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    if asked.returncode or not asked.stdout.strip():
+        raise InputError(f"{binary} --version failed with exit code {asked.returncode}; install it anew: {INSTALL}")
+    return asked.stdout.strip().splitlines()[0]
 
 
 class EmulatedPredictor(DevicePredictor):
@@ -104,6 +134,7 @@ class EmulatedPredictor(DevicePredictor):
             InputError: nothing emulates the target's CPU here: why, and what to do.
         """
         emulator = emulator_of(target)
+        self._cpu = emulator.cpu
         super().__init__(
             path,
             encode,
@@ -116,3 +147,20 @@ class EmulatedPredictor(DevicePredictor):
             environment=emulator.environment,
             timeout_s=timeout_s,
         )
+
+    def _outputs(self, inputs: Sequence[Inputs], seconds: float | None) -> list[NDArray[Any]]:
+        """As of `DevicePredictor`.
+
+        Raises:
+            PotstillError: the file crashed as that CPU: it does not open, or meets an instruction that is not there.
+            InputError, Unreachable: as of `DevicePredictor`.
+        """
+        try:
+            return super()._outputs(inputs, seconds)
+        except (InputError, Unreachable):
+            raise
+        except PotstillError as error:
+            ended, _, said = str(error).partition(": ")
+            last = said.splitlines()[-1:]  # no traceback, and no place of this machine
+            words = ": ".join([ended, *last]).replace(str(Path(str(self._model["path"])).parent) + os.sep, "")
+            raise PotstillError(f"{self.name} crashed as {self._cpu}: {words}") from error

@@ -22,9 +22,11 @@ def read_graph(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(str(path), load_external_data=False)
     except (DecodeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as ONNX ({told(error)}); expected a whole .onnx file") from error
+        raise InputError(
+            f"{path} cannot be read as ONNX ({told(error)}); expected a whole .onnx file: copy or export it again"
+        ) from error
     if not model.graph.node or not model.graph.output:
-        raise InputError(f"{path} holds no ONNX graph; expected a whole .onnx file")
+        raise InputError(f"{path} holds no ONNX graph; expected a whole .onnx file: copy or export it again")
     return model
 
 

@@ -11,6 +11,8 @@ from onnx import helper
 from torch import nn
 
 from potstill.export.graph import export_graph
+from potstill.export.quantize import quantize, scheme_for
+from potstill.targets.target import Scheme, load_target
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples, load_examples
 from potstill.validate.errors import InputError, PotstillError
@@ -113,6 +115,53 @@ def test_a_graph_that_computes_something_else_is_an_error(tmp_path: Path, monkey
     onnx.save(changed, path)
     with pytest.raises(PotstillError, match="does not compute what the file does: a logit differs by 1"):
         export_graph(model, images(), tmp_path / "g.onnx", 20)
+
+
+def test_weights_that_nodes_hold_are_weights(tmp_path: Path) -> None:
+    """A file whose weights are all Constant nodes gets the scheme and the integers of the same with initializers."""
+    path = own_export(tmp_path / "net.onnx", free={0: "N"})
+    model = onnx.load(path)
+    constants = [helper.make_node("Constant", [], [one.name], value=one) for one in model.graph.initializer]
+    nodes = [*constants, *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    (tmp_path / "held").mkdir()
+    onnx.save(model, tmp_path / "held/net.onnx")
+    static = Scheme(method="static", activation="uint8", weight="int8", per_channel=True, why="test")
+    found = []
+    for file in (path, tmp_path / "held/net.onnx"):
+        graph, out = file.with_name("g.onnx"), file.with_name("q.onnx")
+        export_graph(loaded(file), images(), graph, 20)
+        assert scheme_for(graph, load_target("laptop-x86-vnni")).method == "static"
+        found.append(quantize(graph, out, static, images(), loaded(file).encode, 0))
+    assert found[0] == found[1]
+    assert (found[1].weighted, found[1].left_float) == (2, 0)
+    x = images().rows(range(8))["x"]
+    first, second = (
+        onnxruntime.InferenceSession(one.with_name("q.onnx")).run(None, {"image": x})[0]
+        for one in (path, tmp_path / "held/net.onnx")
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_file_with_its_functions_and_weights_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions are inlined without the weights, which may be more than one protobuf file can hold."""
+    path = own_export(tmp_path / "net.onnx", free={0: "N"})
+    before = loaded(path)
+    export_graph(before, images(), tmp_path / "g.onnx", 20)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="w.data", size_threshold=0)
+    sizes, inline = list[int](), onnx.inliner.inline_local_functions
+
+    def watched(model: onnx.ModelProto) -> onnx.ModelProto:
+        sizes.append(sum(len(one.raw_data) for one in model.graph.initializer))
+        return inline(model)
+
+    monkeypatch.setattr(onnx.inliner, "inline_local_functions", watched)
+    export_graph(loaded(path), images(), tmp_path / "h.onnx", 20)
+    assert sizes == [0]
+    x = images().rows(range(8))["x"]
+    mine, theirs = (onnxruntime.InferenceSession(tmp_path / f"{g}.onnx").run(None, {"image": x})[0] for g in "hg")
+    np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.fixture
@@ -247,3 +296,20 @@ def test_a_vector_for_each_token_is_no_embedding(text_teacher: Path, tmp_path: P
     onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(InputError, match=r"gave \(1, 3, 8\) for one example; expected outputs of shape \(exam"):
         TASKS["feature-extraction"].load(Checkpoint(str(tmp_path / "model.onnx"), preprocessing=text_teacher))
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_a_graph_without_weights_is_not_called_integers(method: str, tmp_path: Path) -> None:
+    torch.onnx.export(
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1)), (torch.rand(2, 3, 12, 12),),
+        str(tmp_path / "net.onnx"), input_names=["image"], dynamic_axes={"image": {0: "N"}}, opset_version=17,
+        dynamo=False,
+    )  # fmt: skip
+    model = loaded(tmp_path / "net.onnx")
+    export_graph(model, images(), tmp_path / "g.onnx", 20)
+    kind = {"activation": "uint8"} if method == "static" else {}
+    scheme = Scheme.model_validate({"method": method, "weight": "int8", "why": "test", **kind})
+    words = f"the graph has no convolution, matrix product .* wants {method} .*; give it a scheme with method: float16"
+    with pytest.raises(InputError, match=words):
+        quantize(tmp_path / "g.onnx", tmp_path / "q.onnx", scheme, images(), model.encode, 0)
+    assert not (tmp_path / "q.onnx").exists()

@@ -13,6 +13,7 @@ from potstill.export import graph
 from potstill.export.graph import data_file, export_graph, fix_shapes, model_bytes
 from potstill.export.quantize import quantize, scheme_for
 from potstill.export.ranges import observe
+from potstill.export.rewrites import suit
 from potstill.targets.target import Scheme, load_target
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples
@@ -27,7 +28,9 @@ SCHEMES = {
     "float16": {"method": "float16"},
     "static": STATIC,
     "mse": {**STATIC, "calibration": "mse"},
+    "repaired": {**STATIC, "repairs": ["equalize", "adaround", "bias"]},
     "dynamic": {"method": "dynamic", "weight": "int8", "per_channel": True},
+    "weights": {"method": "weights", "weight": "int8", "block_size": 32},
 }
 
 
@@ -73,6 +76,26 @@ def test_every_scheme(name: str, kilobytes: int, tmp_path: Path, monkeypatch: py
     assert model_bytes(out) == pytest.approx(model_bytes(small.with_name("q.onnx")), rel=0.2)
 
 
+@pytest.mark.parametrize("embedding", ["int8", "int4"])
+def test_embeddings(embedding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).integers(0, 512, size=(8, 6))
+    data = Examples("made", Arrays({"x": x}), np.zeros(8, dtype=np.int64), None, "d")
+    scheme = Scheme.model_validate({**SCHEMES["dynamic"], "embedding": embedding, "why": "test"})
+    found = []
+    for name, kilobytes in (("small", 10**6), ("large", 20)):
+        limit(monkeypatch, kilobytes)
+        (tmp_path / name).mkdir()
+        torch.manual_seed(0)
+        core = nn.Sequential(nn.Embedding(512, 64), nn.Flatten(), nn.Linear(384, 4)).eval()
+        model = Model(core, ArrayEncoder(), ("x",), tuple("0123"), Checkpoint("made:up"), core)
+        path, out = tmp_path / name / "g.onnx", tmp_path / name / "q.onnx"
+        export_graph(model, data, path, 20)
+        assert data_file(path).is_file() == (name == "large")
+        assert f"embeddings in {embedding} rows" in quantize(path, out, scheme, data, ArrayEncoder(), 0).scheme
+        found.append(onnxruntime.InferenceSession(out).run(None, {"x": x})[0])
+    np.testing.assert_array_equal(*found)
+
+
 def test_what_else_reads_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, 20)
     path = exported(tmp_path)
@@ -89,6 +112,23 @@ def test_what_else_reads_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
     assert {path.name for path in tmp_path.iterdir()} == {*before, "f.onnx", "f.onnx.data"}
+
+
+@pytest.mark.parametrize("target", ["phone-iphone", "laptop-x86-vnni"])
+def test_what_suits_a_provider(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewritten with its weights in a file of their own, it computes what it does in one file."""
+    found = {}
+    for name, kilobytes in (("small", 10**6), ("large", 20)):
+        limit(monkeypatch, kilobytes)
+        (tmp_path / name).mkdir()
+        exported(tmp_path / name)
+        path = tmp_path / name / "f.onnx"
+        fix_shapes(tmp_path / name / "g.onnx", path, ArrayEncoder(), None)
+        suit(path, load_target(target))
+        assert data_file(path).is_file() == (name == "large")
+        assert {part.name.partition(".")[0] for part in path.parent.iterdir()} == {"f", "g"}
+        found[name] = onnxruntime.InferenceSession(path).run(None, {"x": vectors().rows([0])["x"]})[0]
+    np.testing.assert_array_equal(found["small"], found["large"])
 
 
 def test_written_twice_it_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -347,8 +347,16 @@ def test_a_node_in_float_keeps_its_own_weights(depthwise: tuple[Path, Path], tmp
     repaired_graph(repairs_beside(ranges), tmp_path / "float.onnx")
     float_ = net(tmp_path / "float.onnx")
     node = next(one for one in float_.model.graph.node if "layers.4.weight" in one.input)
-    quantize(depthwise[0], out, of, images(256), ArrayEncoder(), 0, ranges=ranges, keep_float=[node.name])
+    found = quantize(depthwise[0], out, of, images(256), ArrayEncoder(), 0, ranges=ranges, keep_float=[node.name])
     assert float_nodes(out) == [node.name]
+    apart = "4 of 5 nodes, the others are in float"
+    assert found.repaired[1:] == [f"rounding learned: {apart}", f"bias corrected: {apart}"]
+    every = [one.name for one in float_.model.graph.node]
+    none = quantize(
+        depthwise[0], tmp_path / "f.onnx", of, images(256), ArrayEncoder(), 0, ranges=ranges, keep_float=every
+    )
+    apart = "0 of 5 nodes, the others are in float"
+    assert none.repaired[1:] == [f"rounding learned: {apart}", f"bias corrected: {apart}"]
     left = net(out)
     for name in node.input[1:]:
         assert (left.array(name) == float_.array(name)).all()

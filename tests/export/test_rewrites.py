@@ -54,6 +54,16 @@ def masked(fill: float) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
     return nodes, {"mask": np.array([fill, 0, 0, 0], dtype=np.float32), "zero": np.float32(0)}
 
 
+def masked_twice(fill: np.floating[Any], operator: str = "Add") -> tuple[list[onnx.NodeProto], dict[str, Any]]:
+    """Every column masked twice by finite numbers that overflow together: without the guard every row is NaN."""
+    nodes, held = masked(0)
+    mask = helper.make_node("Where", ["under", "fill", "zero"], ["m"], name="the_mask")
+    both = helper.make_node(operator, ["m", "m"], ["both"], name="both_masks")
+    before = [node("Less", "x top", "under"), mask, both, node("Add", "x both", "a")]
+    del held["mask"]
+    return before + nodes[1:], held | {"fill": fill, "top": np.float32(99)}
+
+
 CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], list[str]]] = {
     "the first token": ([node("Gather", "x i", axis=1)], {"i": np.int64(0)}, ["Slice", "Squeeze"]),
     "the last token": ([node("Gather", "x i", axis=-2)], {"i": np.int64(-1)}, ["Slice", "Squeeze"]),
@@ -63,6 +73,7 @@ CASES: dict[str, tuple[list[onnx.NodeProto], dict[str, Any], list[str]]] = {
         [node("Pad", "x p v")], {"p": np.array([0, 0, 1, 0, 0, 3]), "v": np.float32(7)}, ["Concat"],
     ),
     "safe softmax": (*masked(-1e9), ["Add", "Softmax", "Identity"]),
+    "the least mask": (*masked(float(np.finfo(np.float32).min)), ["Add", "Softmax", "Identity"]),
 }  # fmt: skip
 
 
@@ -90,6 +101,9 @@ def test_a_rewrite_computes_the_same_and_core_ml_takes_it_in_one_partition(tmp_p
         ([node("Pad", "x p")], {"p": np.array([0, -1, 0, 0, 0, 0])}),
         ([node("Pad", "x p", mode="edge")], {"p": np.array([0, 1, 0, 0, 0, 0])}),
         masked(-np.inf),
+        masked(np.nan),
+        masked_twice(np.finfo(np.float32).min),
+        masked_twice(np.finfo(np.float32).min, "Mul"),
         ([node("IsNaN", "x", "n"), node("Where", "n zero x")], {"zero": np.float32(0)}),
     ],
 )

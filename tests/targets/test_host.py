@@ -40,6 +40,7 @@ def test_without_cpuinfo_nothing_is_claimed(tmp_path: Path) -> None:
         ("phone-arm64", VNNI, False, "is for arm64 and this machine is x86_64"),
         ("phone-arm64-dotprod", Host("Linux", "arm64", ("asimd",), "a CPU", 2), False, "lacks asimddp"),
         ("phone-iphone", Host("Darwin", "arm64", (), "a CPU", 2), False, "not on a CPU provider"),
+        ("phone-iphone", VNNI, False, "onnxruntime with CoreMLExecutionProvider and CPUExecutionProvider, not on"),
         ("browser-wasm", VNNI, False, "runs on onnxruntime-web"),
     ],
 )

@@ -2,7 +2,9 @@
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from potstill.targets import qemu
-from potstill.targets.qemu import ARM64_ROOT, EmulatedPredictor, emulator_of
+from potstill.targets.qemu import ARM64_ROOT, EmulatedPredictor, NoEmulator, emulator_of, emulator_version
 from potstill.targets.target import Emulate, load_target
 from potstill.validate.encoder import ArrayEncoder
-from potstill.validate.errors import InputError
+from potstill.validate.errors import InputError, PotstillError
 
 AVX2, PHONE = load_target("laptop-x86-avx2"), load_target("phone-arm64-dotprod")
 X86 = pytest.mark.skipif(
@@ -80,6 +82,48 @@ def test_in_a_given_time_the_first_examples_are_answered(tmp_path: Path) -> None
     assert len(predictor.first(rows, 60.0)) == 5
 
 
+@X86
+def test_a_file_that_crashes_is_told_from_an_emulator_that_is_missing(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    rows = {"x": np.zeros((1, COLUMNS), dtype=np.float32)}
+    predictor = EmulatedPredictor(AVX2, tmp_path / "model.onnx", ArrayEncoder(), "the package")
+    with pytest.raises(PotstillError, match=f"the package crashed as {predictor._cpu}: the agent failed with") as file:
+        predictor(rows)
+    assert not isinstance(file.value, InputError)
+    assert str(file.value).endswith("Load model from model.onnx failed:Protobuf parsing failed.")
+    assert "\n" not in str(file.value)
+    assert str(tmp_path) not in str(file.value)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="qemu-x86_64 is not here"):
+        EmulatedPredictor(AVX2, tmp_path / "model.onnx", ArrayEncoder(), "the package")
+
+
+@X86
+def test_an_instruction_that_is_not_there(tmp_path: Path) -> None:
+    """numpy itself needs SSE4.2, which the first CPU of 64 bits does not have."""
+    write_product(tmp_path / "model.onnx", np.ones((COLUMNS, CLASSES), np.int8))
+    assert AVX2.emulate
+    old = AVX2.model_copy(update={"emulate": AVX2.emulate.model_copy(update={"cpu": "qemu64-v1"})})
+    predictor = EmulatedPredictor(old, tmp_path / "model.onnx", ArrayEncoder(), "the package")
+    with pytest.raises(PotstillError, match="the package crashed as qemu64-v1: "):
+        predictor({"x": np.zeros((1, COLUMNS), dtype=np.float32)})
+
+
+@X86
+def test_the_version_is_what_the_emulator_says() -> None:
+    asked = subprocess.run(["qemu-x86_64", "--version"], capture_output=True, text=True, check=True)
+    assert emulator_version(AVX2) == asked.stdout.splitlines()[0]
+    assert re.match(r"qemu-x86_64 version \d", emulator_version(AVX2))
+
+
+def test_an_emulator_that_does_not_start(tmp_path: Path) -> None:
+    broken = tmp_path / "qemu"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    with pytest.raises(InputError, match="qemu --version failed with exit code 3; install it anew: apt-get install"):
+        qemu._version(str(broken))
+
+
 @pytest.fixture
 def linux(monkeypatch: pytest.MonkeyPatch) -> None:
     """Linux on x86_64 with every program."""
@@ -91,13 +135,23 @@ def linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("linux")
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no emulator is known for browser-wasm; profile it on a device"):
+    with pytest.raises(InputError, match="no emulator is known for browser-wasm; run the package's golden samples on"):
         emulator_of(load_target("browser-wasm"))
-    with pytest.raises(InputError, match=r"qemu-aarch64 needs a Python for ARM64: sh .*arm64_root.sh FOLDER, then set"):
+    with pytest.raises(
+        NoEmulator, match="qemu-aarch64 needs a Python for ARM64, and none is here; `pots.* doctor` says"
+    ) as bare:
         emulator_of(PHONE)
     monkeypatch.setenv(ARM64_ROOT, str(tmp_path))
-    with pytest.raises(InputError, match=f"{ARM64_ROOT}=.* has no cortex-a76/proc/cpuinfo: make it anew, sh "):
+    with pytest.raises(
+        NoEmulator, match=f"the folder of {ARM64_ROOT} has no cortex-a76/proc/cpuinfo; `potstill doc"
+    ) as empty:
         emulator_of(PHONE)
+    for one in (bare.value, empty.value):  # what a package's card says, and what the doctor does
+        assert "/" not in str(one).replace("cortex-a76/proc/cpuinfo", "")
+        assert (
+            one.how
+            == f"sh {Path(qemu.__file__).with_name('arm64_root.sh')} FOLDER, then set {ARM64_ROOT} to that folder"
+        )
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(InputError, match="qemu-x86_64 needs a Python for x86_64, and this machine is aarch64"):
         emulator_of(AVX2)

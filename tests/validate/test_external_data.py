@@ -43,5 +43,7 @@ def test_weights_of_a_graph_inside_a_node(model: Path) -> None:
 
 def test_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"\xff\xfe not a model")
-    with pytest.raises(InputError, match="cannot be read as ONNX .*; expected a whole .onnx file"):
+    with pytest.raises(
+        InputError, match="cannot be read as ONNX .*; expected a whole .onnx file: copy or export it again"
+    ):
         files_of(tmp_path / "m.onnx")

@@ -49,9 +49,9 @@ def to_be_made(folder: Path, key: str, limits: Limits | None, verdict: Callable[
     manifest = manifest_of(folder, key)
     if manifest is None:
         return True
-    search = manifest.get("search")
+    search: dict[str, Any] = manifest.get("search") or {}
     if manifest.get("asked") == (limits.asked if limits else None):
-        late = bool(search) and search["ended"] == "out of time"
+        late = search.get("ended") == "out of time"
         return late and limits is not None and limits.seconds > search["seconds"]
     return bool(search) or (limits is not None and helps(verdict()))
 

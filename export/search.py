@@ -62,7 +62,6 @@ def search(start: Start, limits: Limits, judge: Judging) -> tuple[Search, Quanti
         searches = [plain, found] if found is not plain else [plain]
         sets = [(one, nodes) for one in searches for nodes in one.judged]
         best, nodes = max(sets, key=lambda one: one[0].merit(one[1]))
-        tries = [tried for one in searches for tried in [*one.tries.values(), *one.missed]]
-        record = best.record(nodes, ended, tries, len(sets) + sum(len(one.missed) for one in searches))
+        record = best.record(nodes, ended)
         made = best.write(nodes, start.quantized) if nodes or best.added else None
         return record, made, *best.judged[nodes]

@@ -60,6 +60,7 @@ class Search:
         seconds: that it took.
         tries: in order, the plain one first.
         repairs: what was added to the scheme's own in what was kept.
+        more_bits: what `keep_float` has instead of float, where it has.
     """
 
     ended: Ended
@@ -76,10 +77,12 @@ class Search:
     seconds: float
     tries: list[Try]
     repairs: list[str] = field(default_factory=list)
+    more_bits: str | None = None
 
     def in_words(self) -> str:
         """One clause for a table."""
-        told = f"a search of {len(self.tries)} tries, {self.judged} of them judged"
+        tries = "1 try" if len(self.tries) == 1 else f"{len(self.tries)} tries"
+        told = f"a search of {tries}, {self.judged} of them judged"
         late = "; it was out of time" if self.ended == "out of time" else ""
         share = f"{self.int8_share:.0%} of multiply-adds in the target's integers"
         if self.passed:

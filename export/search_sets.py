@@ -44,7 +44,7 @@ class Limits:
     """How a search may go.
 
     Attributes:
-        seconds: after which no further set is tried; what runs then is ended.
+        seconds: after which no further set is tried; what runs then is allowed to finish.
         folder: where tries are kept, so that a search that was killed goes on.
         asked: a hash of the gate and of what it is asked on.
     """
@@ -103,7 +103,8 @@ class Sets:
         self.ranked_by = self._drawn(used, RANKED_BY)
         self.tries: dict[frozenset[str], Try] = {}
         self.judged: dict[frozenset[str], tuple[Scorecard, Verdict]] = {}
-        self.missed: list[Try] = []  # with `more_bits`, where these do not hold the gate
+        self.log: dict[tuple[str, frozenset[str]], Try] = before.log if before else {}  # all tries, in order
+        self.missed = 0  # sets judged with `more_bits`, where these do not hold the gate
 
     def _key(self) -> str:
         start = self.start
@@ -174,7 +175,13 @@ class Sets:
                 "ranking",
                 self.ranked_by.digest,
                 list[Sensitivity],
-                lambda: sensitivities(self.prepared, plain, start.model, self.ranked_by),
+                lambda: sensitivities(
+                    self.prepared,
+                    plain,
+                    replace(start.model, encode=start.encode),
+                    self.ranked_by,
+                    start.session_options,
+                ),
             )
         )
 
@@ -204,9 +211,15 @@ class Sets:
         return (*sorted(nodes), *self.graph.between(nodes))
 
     def share(self, nodes: frozenset[str]) -> float:
-        """Share of the multiply-adds that are in integers with some nodes in float."""
-        left = sum(one.macs for one in self.ranking if one.node in nodes)
-        return 1 - left / sum(one.macs for one in self.ranking)
+        """Share of the multiply-adds that are in integers with some nodes in float; of embeddings alone, of these."""
+        weights = {one.node: one.macs for one in self.ranking}
+        if not any(weights.values()):
+            weights = dict.fromkeys(weights, 1)
+        return 1 - sum(weights[node] for node in nodes) / max(sum(weights.values()), 1)
+
+    def kept_more_bits(self, nodes: frozenset[str]) -> str | None:
+        """What the nodes that are kept out of the integers have, where that is not float."""
+        return self.start.scheme.more_bits if nodes else None
 
     def write(self, nodes: frozenset[str], out: Path) -> Quantized:
         """Write the model with some nodes in float."""
@@ -262,27 +275,32 @@ class Sets:
             )
 
         if nodes not in self.tries:
-            self.tries[nodes] = self._kept("try", [sorted(nodes), self.held.digest], Try, make)
+            self._note(nodes, self._kept("try", [sorted(nodes), self.held.digest], Try, make))
         return self.tries[nodes]
+
+    def _note(self, nodes: frozenset[str], tried: Try) -> None:
+        self.tries[nodes] = self.log[self.key, nodes] = tried
 
     def judge(self, nodes: frozenset[str]) -> bool:
         """Whether the gate lets a set pass on the evaluation set.
 
         Raises:
-            OutOfTimeError: it would have to be asked, and there is no time left.
+            OutOfTimeError: it would have to be made or asked, and there is no time left.
         """
+        known = self.measured(nodes)
 
         def make() -> tuple[Scorecard, Verdict]:
             if not nodes and not self.added:
                 return self.start.plain
             self._in_time()
-            return self._judge(self._made(nodes), (*self.added, *self.names(nodes)))
+            more = self.kept_more_bits(nodes)
+            return self._judge(self._made(nodes), (*self.added, *([more] if more else []), *self.names(nodes)))
 
         asked = [sorted(nodes), self.limits.asked]
         card, verdict = self._kept("judged", asked, tuple[Scorecard, Verdict], make)
         self.judged[nodes] = card, verdict
-        apart_, known = card.difference_interval, self.measured(nodes)
-        self.tries[nodes] = replace(
+        apart_ = card.difference_interval
+        asked_too = replace(
             known,
             difference=card.difference,
             low=apart_.low,
@@ -290,6 +308,7 @@ class Sets:
             outcome=verdict.outcome,
             passed=verdict.passed,
         )
+        self._note(nodes, asked_too)
         return bool(verdict.passed)
 
     # The way through the sets.
@@ -305,7 +324,9 @@ class Sets:
         failed, passed, count = self.measured(frozenset()).distance, 0.0, 0
         if self.start.scheme.more_bits:
             passed = self._by_more_bits()
-        while len(self.judged) + bool(self.added) <= MOST_JUDGED and (not passed or failed > CLOSE * passed):
+        while len(self.judged) + bool(self.added) + self.missed <= MOST_JUDGED and (
+            not passed or failed > CLOSE * passed
+        ):
             count += 1
             aim = math.sqrt(passed * failed) if passed else failed / 4**count
             nodes = self._least(aim)
@@ -327,8 +348,8 @@ class Sets:
         every = frozenset(one.node for one in self.ranking)
         if self.judge(every):
             return max(self.measured(every).distance, LEAST)
-        self.missed = [self.tries.pop(every)]
-        del self.judged[every]
+        self.missed += 1
+        del self.tries[every], self.judged[every]
         self.start = replace(self.start, scheme=self.start.scheme.model_copy(update={"more_bits": None}))
         self.key = self._key()
         for left in self._work.glob("*.onnx"):
@@ -356,12 +377,18 @@ class Sets:
         return nodes
 
     def merit(self, nodes: frozenset[str]) -> tuple[float, ...]:
-        """By what judged sets are compared, the larger the better."""
+        """By what judged sets are compared, the larger the better.
+
+        One that does not pass is below the plain one if it misses a limit that the plain one holds.
+        """
         (card, verdict), tried = self.judged[nodes], self.tries[nodes]
         held = sum(check.passed for check in verdict.checks)
-        return (verdict.passed, tried.int8_share if verdict.passed else held, card.difference)
+        mine, plain = (
+            {check.limit for check in one.checks if not check.passed} for one in (verdict, self.start.plain[1])
+        )
+        return (verdict.passed, mine <= plain, tried.int8_share if verdict.passed else held, card.difference)
 
-    def record(self, nodes: frozenset[str], ended: Ended, tries: list[Try], judged: int) -> Search:
+    def record(self, nodes: frozenset[str], ended: Ended) -> Search:
         """What is kept, and how it was found, with all tries and how many were judged."""
         _, verdict = self.judged[nodes]
         return Search(
@@ -373,10 +400,11 @@ class Sets:
             weighted=len(self.ranking),
             int8_share=self.share(nodes),
             nearest=nearest_in_words(verdict),
-            judged=judged,
+            judged=sum(one.passed is not None for one in self.log.values()),
             held_out=len(self.held),
             calibrated_too=self.calibrated_too,
             seconds=time.monotonic() - self.began,
-            tries=tries,
+            tries=list(self.log.values()),
             repairs=list(self.added),
+            more_bits=self.kept_more_bits(nodes),
         )

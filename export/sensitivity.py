@@ -179,17 +179,20 @@ def _renamed(node: NodeProto, prefix: str, names: dict[str, str]) -> NodeProto:
     return copy
 
 
-def sensitivities(path: Path, quantized: Path, model: Model, examples: Examples) -> list[Sensitivity]:
+def sensitivities(
+    path: Path, quantized: Path, model: Model, examples: Examples, session_options: Mapping[str, str] | None = None
+) -> list[Sensitivity]:
     """What the integers of each weighted node cost at the output, the dearest for its multiply-adds first.
 
     Args:
         path: the float graph, as `prepare` leaves it.
         quantized: the same graph in integers.
-        model: whose graph it is.
+        model: whose graph it is, with the encoder that feeds it.
         examples: E of them, not those that judge.
+        session_options: of the target's runtime.
     """
     names = candidates(path, quantized)
-    session = open_graph(noisy_graph(path, quantized, names))
+    session = open_graph(noisy_graph(path, quantized, names), session_options)
     size = min(16, len(examples)) if isinstance(session.get_inputs()[0].shape[0], str) else 1
     costs = np.zeros(len(names))
     with track("sensitivities", len(examples)) as advance:
@@ -245,15 +248,19 @@ def _module(node: NodeProto, weights: Mapping[str, onnx.TensorProto]) -> str:
     return weight.removesuffix(".weight") if weight.endswith(".weight") else str(node.name)
 
 
-def open_graph(graph: onnx.ModelProto) -> Any:
-    """A session of a graph in memory."""
+def open_graph(graph: onnx.ModelProto, session_options: Mapping[str, str] | None = None) -> Any:
+    """A session of a graph in memory, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    for key, value in (session_options or {}).items():
+        options.add_session_config_entry(key, value)
     with tempfile.TemporaryDirectory() as folder:
         save_model(graph, Path(folder) / "graph.onnx")
-        return onnxruntime.InferenceSession(str(Path(folder) / "graph.onnx"), options)
+        return onnxruntime.InferenceSession(
+            str(Path(folder) / "graph.onnx"), options, providers=["CPUExecutionProvider"]
+        )
 
 
 def multiply_adds(path: Path, model: Model, rows: Rows) -> dict[str, int]:

@@ -15,7 +15,7 @@ from potstill.pipeline.cache import Cache
 from potstill.pipeline.judging import Judge, Subject
 from potstill.pipeline.ledger import Entry
 from potstill.targets.host import runs_here
-from potstill.targets.qemu import EmulatedPredictor
+from potstill.targets.qemu import EmulatedPredictor, emulator_version
 from potstill.targets.target import Target
 from potstill.validate.errors import InputError, PotstillError
 from potstill.validate.files import read_json, sha256_file
@@ -64,12 +64,16 @@ class Emulation:
             return None, None
         if not self.seconds:
             return None, "the time for it is 0 (`emulate: {time: 10s}`)"
-        examples, emulate = self.judge.material.eval, target.emulate
+        examples = self.judge.material.eval
+        try:
+            version = emulator_version(target)
+        except InputError:  # why not is said below
+            version = "none"
         key = self.cache.key(
             "emulated",
             models=[subject.key, self.judge.teacher.key if self.judge.teacher else None],
             files=[sha256_file(path) for path in sorted(model.parent.glob(f"{model.name}*"))],
-            emulate=emulate.model_dump() if emulate else None,
+            emulate=[version, target.emulate.model_dump() if target.emulate else None],
             eval=examples.digest,
             settings=[self.seconds, self.seed, tolerance(method).sqnr_db],
         )

@@ -5,8 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from potstill.export.package import MANIFEST, Package
 from potstill.export.search import helps
+from potstill.export.search_record import Search
 from potstill.export.search_sets import Limits
 from potstill.pipeline.cache import WORK, Cache
 from potstill.pipeline.judging import Subject
@@ -35,6 +38,8 @@ def manifest_of(folder: Path, key: str) -> dict[str, Any] | None:
 def to_be_made(folder: Path, key: str, limits: Limits | None, verdict: Callable[[], Verdict | None]) -> bool:
     """Whether a package is not there, or its search was for another gate, or this gate asks for the first one.
 
+    A search that was out of time goes on where there is more of it now.
+
     Args:
         folder: of the package.
         key: of what it is made of.
@@ -44,9 +49,11 @@ def to_be_made(folder: Path, key: str, limits: Limits | None, verdict: Callable[
     manifest = manifest_of(folder, key)
     if manifest is None:
         return True
+    search: dict[str, Any] = manifest.get("search") or {}
     if manifest.get("asked") == (limits.asked if limits else None):
-        return False
-    return bool(manifest.get("search")) or (limits is not None and helps(verdict()))
+        late = search.get("ended") == "out of time"
+        return late and limits is not None and limits.seconds > search["seconds"]
+    return bool(search) or (limits is not None and helps(verdict()))
 
 
 def key_with(key: str, left: Sequence[str]) -> str:
@@ -56,11 +63,15 @@ def key_with(key: str, left: Sequence[str]) -> str:
 
 def key_of(folder: Path, key: str, known: str) -> str:
     """`key_with` of what a package that is there with this key is known by; `known` itself where there is none."""
-    search = (manifest_of(folder, key) or {}).get("search") or {}
-    return key_with(known, [*search.get("repairs", ()), *search.get("keep_float", ())])
+    search = (manifest_of(folder, key) or {}).get("search")
+    return key_with(known, _found(TypeAdapter(Search).validate_python(search))) if search else known
 
 
 def known_by(subject: Subject, package: Package) -> Subject:
     """A package as a subject, by what a search repaired and left in float in it."""
-    found = [*package.search.repairs, *package.search.keep_float] if package.search else ()
-    return replace(subject, key=key_with(subject.key, found))
+    return replace(subject, key=key_with(subject.key, _found(package.search) if package.search else ()))
+
+
+def _found(search: Search) -> list[str]:
+    """What a search repaired, the format of what it kept out of the integers where that is not float, and its names."""
+    return [*search.repairs, *([search.more_bits] if search.more_bits else []), *search.keep_float]

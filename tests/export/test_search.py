@@ -1,7 +1,7 @@
 """Nodes ranked by what their integers cost, and the search for those to leave in float."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -310,7 +310,7 @@ def test_the_time_bound_holds_and_what_was_found_is_kept(made: Made, tmp_path: P
     judge, started = Judge(made, 1.0, seconds=1.5), time.monotonic()
     start = made.start(tmp_path, (card(-0.1), verdict(False)))
     result, *_ = search(start, Limits(1.0, tmp_path / "tries", "a"), judge)
-    assert len(judge.asked) == 1  # the one that ran when the time was up is ended
+    assert len(judge.asked) == 1  # the one that ran when the time was up is allowed to finish
     assert time.monotonic() - started < 1.0 + 1.5 + 5
     assert result.ended == "out of time"
     assert "it was out of time" in result.in_words()
@@ -322,6 +322,7 @@ def test_without_time_the_plain_one_stays(made: Made, tmp_path: Path) -> None:
     result, quantized, *judged = search(start, Limits(0, tmp_path / "tries", "a"), judge)
     assert (judge.asked, result.left, result.int8_share, quantized) == ([], [], 1.0, None)
     assert judged == [card(-0.1), verdict(False)]
+    assert "a search of 1 try, 1 of them judged" in result.in_words()
     assert start.quantized.read_bytes() == made.quantized.read_bytes()
 
 
@@ -332,6 +333,7 @@ def test_a_worse_set_is_never_taken(made: Made, tmp_path: Path) -> None:
     assert result.left == []
     assert start.quantized.read_bytes() == made.quantized.read_bytes()
     assert result.judged > 2
+    assert [one.left_float for one in result.tries].count([]) == 1
     assert "none of which holds the gate; this holds max_drop: 9pp" in result.in_words()
 
 
@@ -432,6 +434,7 @@ def test_a_repaired_graph_that_is_no_nearer_is_not_judged(
     judge = Judge(made, made.agreement(made.quantized) + 0.02)
     result, _ = found(made, tmp_path, judge)
     assert result.repairs == []
+    assert ["equalize", "bias"] in [one.repairs for one in result.tries]
     assert ("equalize", "bias") not in [asked[:2] for asked in judge.asked]
 
 
@@ -442,3 +445,53 @@ def test_a_repaired_graph_that_is_judged_worse_is_not_kept(made: Made, tmp_path:
     )
     assert (result.repairs, result.left, quantized) == ([], [], None)
     assert start.quantized.read_bytes() == made.quantized.read_bytes()
+
+
+def test_a_set_that_misses_what_the_plain_one_holds_is_not_taken(made: Made, tmp_path: Path) -> None:
+    """It holds more limits, but not all that the plain one holds."""
+
+    def says(*missed: str) -> Verdict:
+        limits = ("max_drop", "max_flips", "max_size")
+        return verdict_of([check for name in limits for check in verdict(name not in missed, name).checks])
+
+    start = made.start(tmp_path, (card(-0.1), says("max_drop", "max_flips")))
+    limits = Limits(60, tmp_path / "tries", "a")
+    result, quantized, *_ = search(start, limits, lambda path, left: (card(-0.01), says("max_size")))
+    assert (result.left, quantized) == ([], None)
+    assert result.judged > 2
+
+
+def _with_more_bits(text_teacher: Path, texts: dict[str, Path], folder: Path) -> Start:
+    model = TASKS["text-classification"].load(Checkpoint(str(text_teacher)))
+    examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"})
+    graph, plain = folder / "float.onnx", folder / "plain.onnx"
+    export_graph(model, examples, graph, 20)
+    scheme = DYNAMIC.model_copy(update={"more_bits": "int8_blocks"})
+    quantize(graph, plain, scheme, None, model.encode, 0)
+    return Start(graph, plain, (card(-0.1), verdict(False)), scheme, model, model.encode, examples, 0, {})
+
+
+def test_a_search_that_knows_a_verdict_and_has_no_time_ends(
+    text_teacher: Path, texts: dict[str, Path], tmp_path: Path
+) -> None:
+    """The verdict on all nodes with more bits is kept on the disk, but not how far they are from float."""
+    start, limits = _with_more_bits(text_teacher, texts, tmp_path), Limits(600, tmp_path / "tries", "a")
+    result, *_ = search(start, limits, lambda path, left: (card(-0.1), verdict(False)))
+    assert [len(one.left_float) for one in result.tries[:2]] == [0, result.weighted]
+    assert result.judged <= 7
+    for path in limits.folder.glob("try-*"):
+        path.unlink()
+    late, *_ = search(start, replace(limits, seconds=0), lambda path, left: (card(-0.1), verdict(False)))
+    assert (late.ended, late.left) == ("out of time", [])
+
+
+def test_what_is_kept_in_blocks_is_told_from_float(text_teacher: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    start, asked = _with_more_bits(text_teacher, texts, tmp_path), list[tuple[str, ...]]()
+
+    def judge(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+        asked.append(left)
+        return card(-0.01), verdict(bool(in_blocks(path)))
+
+    result, *_ = search(start, Limits(600, tmp_path / "tries", "a"), judge)
+    assert result.more_bits == "int8_blocks"
+    assert all(left[0] == "int8_blocks" for left in asked)

@@ -129,6 +129,13 @@ def test_without_time_nothing_is_searched(run: Path) -> None:
     assert sha256_file(run / "off" / "packages" / TARGET / "model.onnx") != plain
 
 
+def test_a_search_that_was_out_of_time_goes_on_with_more(run: Path) -> None:
+    assert export(run, "late", "5pp", "--search-time", "0.001s") == 3
+    assert package(run, "late")["search"]["ended"] == "out of time"
+    assert export(run, "late", "5pp") == 0
+    assert package(run, "late")["search"]["ended"] == "through"
+
+
 def test_repairs_come_before_nodes_in_float(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("potstill.export.search_sets.REPAIRS", ("equalize", "bias"))
     assert export(run, "repaired", "5pp") == 0

@@ -88,7 +88,12 @@ def row(case: Case, folder: Path) -> dict[str, Any]:
             }
         )
     others = [one for side, one in found.items() if side not in (FLOAT, *OURS)]
-    return {"model": case.name, "n": len(labels), "sides": figures, "verdict": vars(verdict(found[OURS[0]], others))}
+    return {
+        "model": case.name,
+        "n": len(labels),
+        "sides": figures,
+        "verdict": vars(verdict(found[OURS[0]], others, found[FLOAT])),
+    }
 
 
 def start(case: Case, folder: Path) -> Given:

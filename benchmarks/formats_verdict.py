@@ -48,8 +48,8 @@ def gain(ours: File, theirs: File) -> Interval:
     return bootstrap_mean(ours.right.astype(np.float64) - theirs.right.astype(np.float64))
 
 
-def verdict(ours: File, others: Sequence[File]) -> Verdict:
-    """Ours against the best of the others.
+def verdict(ours: File, others: Sequence[File], source: File | None = None) -> Verdict:
+    """Ours against the best of the others; `source` is the float graph, which says whether a better file is luck.
 
     Accuracy: against none of them is the interval of the difference below 0. Latency and size: at
     most `MARGIN` above the least of the files that are not less accurate than ours beyond chance; one that is less
@@ -62,7 +62,7 @@ def verdict(ours: File, others: Sequence[File]) -> Verdict:
     if held := not above:
         accuracy = f"accuracy holds: {_told(ours, best)}, the most accurate of the others"
     else:
-        accuracy = f"accuracy is below: {'; '.join(_told(ours, one) for one in above)}"
+        accuracy = f"accuracy is below: {'; '.join(_told(ours, one) + _lucky(one, source) for one in above)}"
     rivals = [one for one in others if gain(ours, one).low <= 0]
     fast, latency = _least("latency", ours, others, rivals)
     small, size = _least("size", ours, others, rivals)
@@ -73,6 +73,15 @@ def _told(ours: File, theirs: File) -> str:
     """The difference in accuracy to another file."""
     found, difference = gain(ours, theirs), 100 * (ours.accuracy - theirs.accuracy)
     return f"{difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}] against {theirs.side}"
+
+
+def _lucky(theirs: File, source: File | None) -> str:
+    """A word on a file that is more accurate than the float graph that it was made of."""
+    if source is None or theirs.accuracy <= source.accuracy:
+        return ""
+    return (
+        f", whose rounding lifts it {100 * (theirs.accuracy - source.accuracy):.1f} points above the float graph itself"
+    )
 
 
 MEASURES: dict[str, tuple[Callable[[File], float], str]] = {

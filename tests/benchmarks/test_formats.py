@@ -63,6 +63,11 @@ def test_a_file_that_is_clearly_above_is_named_though_another_is_the_most_accura
     assert said.said[0].endswith("against clear")
 
 
+def test_a_file_above_the_float_graph_is_called_lucky() -> None:
+    said = verdicts.verdict(made("ours", 60), [made("a", 40)], made("float", 50))
+    assert said.said[0].endswith("against a, whose rounding lifts it 2.0 points above the float graph itself")
+
+
 def test_a_faster_file_that_is_as_accurate_is_a_miss_and_a_less_accurate_one_is_told_of() -> None:
     as_accurate = verdicts.verdict(made("ours", 50), [made("a", 51, ms=0.9)])
     assert not as_accurate.latency

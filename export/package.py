@@ -33,6 +33,7 @@ from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.task import Model
+from potstill.validate.verdict import Check, verdict_of
 
 Judge = Callable[[OnnxPredictor, int, tuple[str, ...]], tuple[Scorecard, Verdict | None]]
 MANIFEST, MODEL = "manifest.json", "model.onnx"
@@ -214,11 +215,15 @@ def _write_model(
 
 
 def _judging(judge: Judge, model: Model, target: Target) -> Judging:
-    """What judges the model files of a search as it judges the package's."""
+    """What judges the model files of a search as it judges the package's; one too large for the target misses."""
 
     def judged(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
         card, verdict = judge(_open(path, model, target), model_bytes(path), left)
         assert verdict
+        try:
+            _check_size(model_bytes(path), target)
+        except InputError as error:
+            verdict = verdict_of([*verdict.checks, Check("max_file_mb", "fail", False, str(error))])
         return card, verdict
 
     return judged

@@ -361,7 +361,7 @@ class _Draft:
         if self.data.get("targets") and not (data.get("calibrate") or data.get("train")):
             self._report(("targets",), "an export measures ranges on examples: give data.calibrate or data.train")
         search = self.data.get("search")
-        if isinstance(search, dict) and str(search.get("time", "0")) not in ("0", "0s") and not gate:
+        if isinstance(search, dict) and str(search.get("time", "0")) not in ("0", "0s", SearchSpec().time) and not gate:
             self._report(("search",), "searches where a gate is missed: give gate.max_drop (--max-drop) too")
         if data.get("unlabelled") and not data.get("train"):
             self._report(("data", "unlabelled"), "goes beside labelled examples: give data.train too")

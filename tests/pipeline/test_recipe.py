@@ -189,7 +189,10 @@ sede: 1
         (("max_length: 128", "slices: who"), "line 7: data.slices: expected a list; given the text 'who'"),
         (("max_length: 128", 'slices: [""]'), "line 7: data.slices.0: expected text that is not empty"),
         (("train: train.tsv", "unlabelled: train.tsv"), "data.unlabelled: goes beside labelled examples"),
-        (("gate: {max_drop: 2pp}", "search: {time: 5min}"), "line 12: search: searches where a gate is missed: give gate"),
+        (
+            ("gate: {max_drop: 2pp}", "search: {time: 5min}"),
+            "line 12: search: searches where a gate is missed",
+        ),
         (("train: train.tsv", "train: train.tsv\n  unlabelled: no.tsv"), "line 5: data.unlabelled: no such file"),
         (("epochs: 5", "epochs: 0"), "line 10: stages.0.boil: epochs must be at least 1; given 0"),
         (("  - trim", "  - trim: {share: 2}"), "line 11: stages.1.trim: share must be at most 1; given 2.0"),

@@ -6,6 +6,12 @@ To measure, the request holds `models` (each `path` and `inputs`: name to `file`
 `threads`, `warmup`, and `runs` or `seconds` with `min_runs` and `max_runs`; optional `providers`, `provider_options`,
 `session_options`, `operators`, each also inside one model. Times are in ms, memory in MB (10^6 bytes).
 One model is measured whole; several are only timed, in turns (A B C A B C), so that their ratios are fair.
+`operators` is a file to make: ONNX Runtime's own profile of a second session, JSON in Chrome's trace format. `graph`
+is another, of that session: the graph as it was optimised, without weights, made where the CPU's provider runs alone.
+`throughput` lists numbers of threads, each tried for a second. `writes` has a decoder, a graph with past_key_values,
+read `prompt` tokens and write `tokens` one by one, `rounds` times. `sustained` is a time in s under load; each second
+is a line of JSON as it ends, too. `cores` are those that the process keeps to. `marks` tell an emulator that counts
+instructions where the load, the first run and each timed run begin and end.
 
 To answer, it holds `threads` and `answer`: `path`, `examples` (each: name to `dtype` and `shape`), and two files:
 `inputs`, all their arrays, raw little-endian, one after the other as they are listed; and `outputs`, which is made in
@@ -17,16 +23,20 @@ import os
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it is read when onnxruntime is imported
 
+import ctypes
 import gc
 import json
 import math
 import platform
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnxruntime as ort
@@ -38,6 +48,8 @@ PROFILED_RUNS = 20
 def main() -> None:
     """Answer the request in the file that the command line names."""
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if request.get("cores"):
+        keep_to(request["cores"])
     reply = answered(request) if "answer" in request else measured(request)
     reply |= {"machine": machine(), "threads": request["threads"]}
     reply["versions"] = {"onnxruntime": ort.__version__, "python": platform.python_version()}
@@ -63,7 +75,13 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """One model: timed with its memory, then profiled by operator where the request asks for it."""
+    if spec.get("sustained"):
+        return under_load(spec)
     result = time_one(spec)
+    if spec.get("throughput"):
+        result["throughput"] = {str(n): runs_per_second({**spec, "threads": n}) for n in spec["throughput"]}
+    if spec.get("writes"):
+        result["written"] = written(spec)
     return result | profile(spec) if spec.get("operators") else result
 
 
@@ -73,9 +91,12 @@ def time_one(spec: dict[str, Any]) -> dict[str, Any]:
     dropped = drop_from_page_cache(Path(spec["path"]))
     feeds = read_inputs(spec)
     reset = reset_peak()
-    load_ms, session = timed(lambda: open_session(spec))
-    first_ms, _ = timed(lambda: session.run(None, feeds))
+    mark = marker(spec)
+    load_ms, session = timed(lambda: open_session(spec), mark)
+    first_ms, _ = timed(lambda: session.run(None, feeds), mark)
+    before, start = sensors(), energy_uj()
     times = time_in_turns([session], [feeds], spec)[0]
+    end, after = energy_uj(), sensors()
     peak, method = peak_mb(reset)
     return {
         **used(spec, session),
@@ -86,7 +107,67 @@ def time_one(spec: dict[str, Any]) -> dict[str, Any]:
         "baseline_mb": baseline,
         "peak_memory_mb": max(peak - baseline, 0.0),
         "memory_method": method,
+        "sensors": {"before": before, "after": after},
+        "energy_uj": end - start if start is not None and end is not None and end > start else None,
     }
+
+
+def under_load(spec: dict[str, Any]) -> dict[str, Any]:
+    """Run without a pause: of each second, told as it ends, the runs, their median and p90, and the sensors then."""
+    session, feeds = open_session(spec), read_inputs(spec)
+    seconds: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    while len(seconds) < spec["sustained"]:
+        times: list[float] = []
+        while not times or time.perf_counter() < start + len(seconds) + 1:
+            times.append(timed(lambda: session.run(None, feeds))[0])
+        median, p90 = np.percentile(times, [50, 90]).tolist()
+        at = time.perf_counter() - start
+        seconds.append({"at_s": at, "runs": len(times), "median_ms": median, "p90_ms": p90, **sensors()})
+        print(json.dumps({"second": seconds[-1]}), flush=True)
+    return {**used(spec, session), "seconds": seconds}
+
+
+def runs_per_second(spec: dict[str, Any]) -> float:
+    """Runs in a second, of one session, after the warm-up."""
+    a_second = {**spec, "runs": None, "seconds": 1, "min_runs": 1, "max_runs": math.inf}
+    (times,) = time_in_turns([open_session(spec)], [read_inputs(spec)], a_second)
+    return 1e3 * len(times) / sum(times)
+
+
+def written(spec: dict[str, Any]) -> dict[str, Any]:
+    """A decoder's prompt and each token after it, timed; what its past takes; how fast so many threads read memory."""
+    session, wish, start = open_session(spec), spec["writes"], read_inputs(spec)["input_ids"]
+    puts, names = session.get_inputs(), [one.name for one in session.get_outputs()]
+    sizes = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+    empty = {
+        one.name: np.zeros([1, *(size if isinstance(size, int) else 0 for size in one.shape[1:])], sizes[one.type])
+        for one in puts
+        if one.name.startswith("past_key_values.")
+    }
+    prompts: list[float] = []
+    steps: list[float] = []
+    for _ in range(wish["rounds"]):
+        ids, past, seen = np.resize(start, (1, wish["prompt"])), empty, 0
+        for step in range(wish["tokens"] + 1):
+            end = seen + ids.shape[1]
+            feeds = {"input_ids": ids, "attention_mask": np.ones((1, end), np.int64), **past}
+            feeds["position_ids"] = np.arange(seen, end, dtype=np.int64)[None]
+            took, found = timed(partial(session.run, None, {one.name: feeds[one.name] for one in puts}))
+            named = dict(zip(names, found, strict=True))
+            past = {name: named[name.replace("past_key_values.", "present.")] for name in past}
+            ids, seen = named["logits"][:, -1:].argmax(-1).astype(np.int64), end
+            (steps if step else prompts).append(took)
+    kept = sum(array.nbytes for array in past.values()) / 1e6
+    rate = read_gb_s(spec["threads"])
+    return {"prompts_ms": prompts, "steps_ms": steps, "past_mb": kept, "past_tokens": seen, "read_gb_s": rate}
+
+
+def read_gb_s(threads: int) -> float:
+    """The rate at which so many threads read memory, in 10^9 bytes a second: the best of 5 sums of 256 MB."""
+    parts = np.array_split(np.ones(2**26, np.float32), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return max(2**28 / 1e6 / timed(lambda: list(pool.map(np.max, parts)))[0] for _ in range(5))
 
 
 def take_turns(specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -104,7 +185,7 @@ def time_in_turns(sessions: list[Any], feeds: list[Any], spec: dict[str, Any]) -
     filled the CPU's caches. Measured 2026-11 on an x86 server: a model of 4 MB after one of 207 MB took 0.38 ms in
     its first run, 0.28 ms in its second and 0.11 ms, its time when alone, after 2 ms of runs.
     """
-    pairs = list(zip(sessions, feeds, strict=True))
+    pairs, mark = list(zip(sessions, feeds, strict=True)), marker(spec)
     for _ in range(spec["warmup"]):
         for session, feed in pairs:
             session.run(None, feed)
@@ -116,9 +197,7 @@ def time_in_turns(sessions: list[Any], feeds: list[Any], spec: dict[str, Any]) -
         for own, (session, feed) in zip(times, pairs, strict=True):
             if len(pairs) > 1:
                 refill_caches(session, feed)
-            begin = time.perf_counter_ns()
-            session.run(None, feed)
-            own.append((time.perf_counter_ns() - begin) / 1e6)
+            own.append(timed(partial(session.run, None, feed), mark)[0])
     gc.enable()
     return times
 
@@ -152,7 +231,11 @@ def open_session(spec: dict[str, Any], entries: "dict[str, str] | None" = None, 
     options.log_severity_level = 3
     if profile_prefix:
         options.enable_profiling = True
+        options.enable_mem_pattern = False  # so that it counts memory node by node
         options.profile_file_prefix = profile_prefix
+        if spec.get("graph") and providers_here(spec) == [CPU]:  # what others compile cannot be written
+            options.optimized_model_filepath = spec["graph"]
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
     for key, value in {**spec.get("session_options", {}), **(entries or {})}.items():
         options.add_session_config_entry(key, str(value))
     given = spec.get("provider_options", {})
@@ -177,11 +260,19 @@ def read_inputs(spec: dict[str, Any]) -> dict[str, Any]:
     return arrays
 
 
-def timed(action: Any) -> tuple[float, Any]:
-    """Milliseconds that a call took, and what it returned."""
+def timed(action: Any, mark: Any = int) -> tuple[float, Any]:
+    """Milliseconds that a call took, and what it returned; marked at both ends."""
+    mark(0)
     begin = time.perf_counter_ns()
     value = action()
-    return (time.perf_counter_ns() - begin) / 1e6, value
+    took = (time.perf_counter_ns() - begin) / 1e6
+    mark(0)
+    return took, value
+
+
+def marker(spec: dict[str, Any]) -> Any:
+    """A system call that fails and that an emulator sees, where the request asks for marks; else nothing."""
+    return partial(ctypes.CDLL(None).getpriority, 0x5150) if spec.get("marks") else int
 
 
 # Answers, for a judge elsewhere.
@@ -239,25 +330,19 @@ def read_next(file: Any, dtype: "np.dtype[Any]", shape: list[int], number: int) 
     return np.frombuffer(raw, dtype.newbyteorder("<")).reshape(shape).astype(dtype)
 
 
-# Operators: shares come from a second session, since profiling slows a small model down.
+# Operators: their times come from a second session, since profiling slows a small model down.
 
 
 def profile(spec: dict[str, Any]) -> dict[str, Any]:
-    """Nodes by provider, and each operator's share of the time of a run, of a session that records them."""
+    """Nodes by provider of a session that records them; its profile goes into the file that `operators` names."""
     feeds = read_inputs(spec)
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(spec, {"session.record_ep_graph_assignment_info": "1"}, str(Path(folder, "ort")))
         for _ in range(PROFILED_RUNS + 1):
             session.run(None, feeds)
         nodes = assigned_nodes(session)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    rows, unattributed = operator_shares(events)
-    if nodes is None:
-        counts: Counter[str] = Counter()
-        for row in rows:
-            counts[row["provider"]] += row["count"]
-        nodes = dict(counts)
-    return {"provider_nodes": nodes, "operators": rows, "unattributed_share": unattributed}
+        shutil.move(session.end_profiling(), spec["operators"])
+    return {"provider_nodes": nodes}
 
 
 def assigned_nodes(session: Any) -> "dict[str, int] | None":
@@ -270,50 +355,64 @@ def assigned_nodes(session: Any) -> "dict[str, int] | None":
     return dict(counts) or None
 
 
-def operator_shares(events: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float]:
-    """Rows (operator, provider, nodes a run, share of the run's time), and the share that no node has.
-
-    The first run is left out. The time of a node that holds a subgraph is its own time only.
-    """
-    runs = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: e["ts"])[1:]
-    nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
-    nodes = sorted((e for e in nodes if e["ts"] >= runs[0]["ts"]), key=lambda e: (e["ts"], -e["dur"]))
-    micros: Counter[tuple[str, str]] = Counter()
-    counts: Counter[tuple[str, str]] = Counter()
-    holders: list[dict[str, Any]] = []
-    for node in nodes:
-        key = (node["args"]["op_name"], node["args"].get("provider", "unknown"))
-        micros[key] += node["dur"]
-        counts[key] += 1
-        while holders and node["ts"] + node["dur"] > holders[-1]["ts"] + holders[-1]["dur"]:
-            holders.pop()
-        if holders and node["dur"]:
-            holder = holders[-1]["args"]
-            micros[holder["op_name"], holder.get("provider", "unknown")] -= node["dur"]
-        holders.append(node)
-    total = sum(run["dur"] for run in runs) or 1
-    rows = [
-        {"operator": key[0], "provider": key[1], "count": round(counts[key] / len(runs)), "share": spent / total}
-        for key, spent in micros.most_common()
-    ]
-    return rows, 1 - sum(micros.values()) / total
-
-
 # The machine and its memory.
 
 
 def machine() -> dict[str, Any]:
-    """System, architecture, CPU name and logical cores."""
+    """Its name in its network, system, architecture, CPU name and logical cores."""
     name, file = platform.processor(), Path("/proc/cpuinfo")
     if file.exists():
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((x.partition(":")[2].strip() for x in lines if x.startswith(("model name", "Hardware"))), name)
-    return {
-        "system": platform.system(),
-        "arch": platform.machine(),
-        "cpu": name or "unknown",
-        "cores": os.cpu_count(),
-    }
+    known = {"name": platform.node(), "system": platform.system(), "arch": platform.machine()}
+    return known | {"cpu": name or "unknown", "cores": os.cpu_count()}
+
+
+def keep_to(cores: list[int]) -> None:
+    """Run on some cores only."""
+    if not hasattr(os, "sched_setaffinity"):
+        cannot("this system cannot keep a process to some cores; leave out 'cores'")
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError:
+        cannot(f"there are no cores {cores} here, only {sorted(os.sched_getaffinity(0))}")
+
+
+def cannot(words: str) -> NoReturn:
+    """End with exit code 2: this machine cannot do what was asked."""
+    print(f"agent: {words}", file=sys.stderr)
+    sys.exit(2)
+
+
+def sensors() -> dict[str, Any]:
+    """The hottest thermal zone in °C, and the governor of the first core's clock; None where Linux does not say."""
+    zones = [read_number(path) for path in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
+    hot = [zone / 1000 for zone in zones if zone is not None and zone > 0]
+    governor = read_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"))
+    return {"temperature_c": max(hot, default=None), "governor": governor}
+
+
+def energy_uj() -> "float | None":
+    """What the processor has used so far by its own counter (RAPL), in µJ; None where it cannot be read."""
+    parts = [read_number(path) for path in sorted(Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj"))]
+    known = [part for part in parts if part is not None]
+    return sum(known) if known else None
+
+
+def read_text(path: Path) -> "str | None":
+    """A small file of the system; None where it is not there or not for us."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def read_number(path: Path) -> "float | None":
+    """A number in such a file."""
+    try:
+        return float(read_text(path) or "")
+    except ValueError:
+        return None
 
 
 def drop_from_page_cache(model: Path) -> bool:
@@ -330,10 +429,7 @@ def drop_from_page_cache(model: Path) -> bool:
 
 def status_mb(field: str) -> "float | None":
     """A memory field of /proc/self/status in MB; None where there is none."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
+    lines = (read_text(Path("/proc/self/status")) or "").splitlines()
     return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(field + ":")), None)
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Fill a folder with what runs the agent as an ARM64 CPU does: `sh arm64_root.sh FOLDER`, as root, on Debian or Ubuntu.
-# Needs: apt-get install qemu-user debootstrap. PYTHON (python3 if unset) is the one that has Potstill: its versions of
+# Needs: apt-get install qemu-user debootstrap; MIRROR is of Debian, debootstrap's own if unset. PYTHON (python3 if unset) is the one that has Potstill: its versions of
 # onnxruntime and numpy are fetched for ARM64. One folder of links for each CPU, with the /proc/cpuinfo that is its own:
 # ONNX Runtime chooses its kernels by the part number there.
 set -eu
@@ -8,7 +8,7 @@ root=$(mkdir -p "$1" && cd "$1" && pwd)
 python=${PYTHON:-python3}
 
 [ -d "$root/system/usr/bin" ] || debootstrap --foreign --arch=arm64 --variant=minbase \
-    --include=python3,libstdc++6,libgomp1 bookworm "$root/system" "${MIRROR:-http://deb.debian.org/debian}"
+    --include=python3,libstdc++6,libgomp1 bookworm "$root/system" ${MIRROR:+"$MIRROR"}
 for package in "$root"/system/var/cache/apt/archives/*.deb; do
     dpkg -x "$package" "$root/system"
 done
@@ -46,4 +46,5 @@ END
 }
 cpu cortex-a53 0xd03 ""
 cpu cortex-a76 0xd0b " atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp"
+cpu max,sme=off,sve-default-vector-length=16 0xd4d " atomics fphp asimdhp asimdrdm lrcpc dcpop asimddp i8mm bf16"
 echo "export POTSTILL_ARM64_ROOT=$root"

@@ -5,25 +5,27 @@ by its own `mobile_helpers.usability_checker`, which splits a graph as the runti
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 from pydantic.dataclasses import dataclass
 
+from potstill.targets.operator_lists import OperatorList, list_for
 from potstill.targets.target import Target
+from potstill.targets.work import COUNTED, multiply_adds, name_of
+from potstill.validate.errors import InputError
+from potstill.validate.session import CPU
+from potstill.validate.units import counted
 
-COREML = "CoreMLExecutionProvider"
-_LIST = "coreml_supported_mlprogram_ops.md"
-_TYPOS = {"ai.onnx:ArgMax", "ai.onnx:ReduceSum"}  # listed as Argmax, and with a dot, which the checker passes over
-_MOST_DIMENSIONS = 5
-_FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+ON_CPU = (CPU, "wasm")  # onnxruntime-web's WebAssembly runs the kernels of the CPU provider
 
 
 @dataclass(frozen=True)
 class Left:
-    """A node that goes to the CPU: its name, its operator, and why in the words of what said so."""
+    """A node that goes to the CPU: its name or its first output's, its operator, and why, as what said so says it."""
 
     name: str
     operator: str
@@ -41,6 +43,7 @@ class Coverage:
         nodes: compiled, of the graph as the provider sees it; estimated, of the file; None where unknown.
         partitions: parts that the provider takes, each a change of device; None where unknown.
         left: the nodes that go to the CPU.
+        work_left: share of the multiply-adds that these do, of one golden sample; None where unknown.
     """
 
     kind: Literal["compiled", "estimated", "unknown"]
@@ -49,34 +52,57 @@ class Coverage:
     nodes: int | None = None
     partitions: int | None = None
     left: tuple[Left, ...] = ()
+    work_left: float | None = None
+
+    @property
+    def nodes_left(self) -> float | None:
+        """Share of the nodes that go to the CPU; None where unknown."""
+        return None if self.nodes is None else len(self.left) / max(self.nodes, 1)
 
     def in_words(self) -> str:
         """One sentence: how many nodes the provider takes in how many parts, and what is left, by operator."""
         if self.nodes is None or self.partitions is None:
             return f"Which nodes {self.provider} takes is unknown: {self.source}."
-        taken = f"{self.nodes - len(self.left)} of {self.nodes} nodes"
-        parts = "1 partition" if self.partitions == 1 else f"{self.partitions} partitions"
+        taken = f"{self.nodes - len(self.left)} of {counted(self.nodes, 'node')}"
+        parts = counted(self.partitions, "partition")
         told = f"{self.kind.capitalize()}: {self.provider} takes {taken} in {parts}"
-        counted = Counter(one.operator for one in self.left)
-        to_cpu = ", ".join(f"{count} {operator}" for operator, count in counted.most_common())
-        return f"{told}; to the CPU go {to_cpu} ({self.source})." if self.left else f"{told} ({self.source})."
+        operators = Counter(one.operator for one in self.left)
+        to_cpu = ", ".join(f"{count} {operator}" for operator, count in operators.most_common())
+        work = "" if self.work_left is None else f", with {self.work_left:.1%} of the multiply-adds"
+        return f"{told}; to the CPU go {to_cpu}{work} ({self.source})." if self.left else f"{told} ({self.source})."
 
 
 def estimated(path: Path, target: Target) -> Coverage | None:
     """What can be said of a file without its target's provider; None where the CPU provider is the first one.
 
-    Core ML: by its list of operators, and by those notes in it that a graph can answer. Any other: unknown.
+    By a list of operators where there is one, and by those notes in it that a graph can answer; else unknown.
     """
     provider = target.runtime.providers[0]
-    if provider == "CPUExecutionProvider":
+    if provider in ON_CPU:
         return None
-    if provider != COREML:
-        return Coverage("unknown", provider, "this machine has neither the provider nor a list of its operators")
-    return _coreml(path)
+    listed = list_for(target)
+    return Coverage("unknown", provider, listed) if isinstance(listed, str) else _by_list(path, provider, listed)
 
 
-def _coreml(path: Path) -> Coverage:
-    import onnxruntime
+def weighed(coverage: Coverage | None, path: Path, feeds: Mapping[str, Any]) -> Coverage | None:
+    """A coverage with the share of the work that leaves, of one example; unknown where the file does not run here."""
+    if coverage is None or coverage.nodes is None:
+        return coverage
+    try:
+        return by_work(coverage, multiply_adds(path, feeds))
+    except InputError:
+        return coverage
+
+
+def by_work(coverage: Coverage, work: Mapping[str, int]) -> Coverage:
+    """A coverage with the share of the multiply-adds that leaves; `work` has them by the names of nodes."""
+    if any(one.operator in COUNTED and one.name not in work for one in coverage.left):
+        return coverage  # a compiler names it otherwise
+    left = sum(work.get(one.name, 0) for one in coverage.left)
+    return replace(coverage, work_left=left / max(sum(work.values()), 1))
+
+
+def _by_list(path: Path, provider: str, listed: OperatorList) -> Coverage:
     from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.tools.mobile_helpers import usability_checker as tool
 
@@ -84,61 +110,25 @@ def _coreml(path: Path) -> Coverage:
     model.topological_sort()  # the float16 converter leaves a cast behind what reads it, and the checker wants order
     del model.model.graph.value_info[:]  # the same converter leaves types there from before it
     graph = onnx.shape_inference.infer_shapes(model.model).graph
-    noted = _Notes(graph)
+    refused = listed.of(model.model, graph)
     reasons: dict[str, str] = {}  # by a node's first output
 
-    class Checker(tool._SupportedOpsChecker):  # type: ignore[misc]
-        """The shipped list with its two typing errors mended, and the notes that a graph can answer."""
+    class Checker:
+        """What `check_partitioning` asks of each node."""
 
         def is_op_supported(self, node: onnx.NodeProto) -> bool:
-            name = f"{node.domain or 'ai.onnx'}:{node.op_type}"
-            listed = super().is_op_supported(node) or name in _TYPOS
-            why = noted(node) if listed else "not in the list of operators"
+            why = refused(node)
             if why:
                 reasons[node.output[0]] = why
             return not why
 
-    checker = Checker(Path(tool.__file__).with_name(_LIST))
-    found = tool.check_partitioning(graph, checker, True, _MOST_DIMENSIONS)
+    found = tool.check_partitioning(graph, Checker(), listed.fixed_shapes, listed.most_dimensions)
     taken = {node.output[0] for group in found.supported_groups for node in group}
+    shape = f"an input of no fixed shape or over {listed.most_dimensions}-D"
     left = tuple(
-        Left(
-            node.name,
-            node.op_type,
-            reasons.get(node.output[0], f"an input of no fixed shape or over {_MOST_DIMENSIONS}-D"),
-        )
+        Left(name_of(node), node.op_type, reasons.get(node.output[0], shape))
         for node in graph.node
         if node.output[0] not in taken
     )
-    source = f"ONNX Runtime {onnxruntime.__version__}, {_LIST}; not run on a device"
-    return Coverage("estimated", COREML, source, len(graph.node), found.num_partitions, left)
-
-
-class _Notes:
-    """The notes of the list that are about constants and element types, asked of a graph's nodes."""
-
-    def __init__(self, graph: Any) -> None:
-        self._constant = {tensor.name for tensor in graph.initializer}
-        values = [*graph.input, *graph.output, *graph.value_info]
-        self._types = {value.name: value.type.tensor_type.elem_type for value in values}
-        self._types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
-        self._checks: dict[str, Callable[[list[str]], str]] = {
-            "Gemm": lambda names: self._held(names[1:2], "input B is not constant"),
-            "Conv": lambda names: self._held(names[2:], "its bias is not constant"),
-            "ConvTranspose": lambda names: self._held(names[1:], "its weight or bias is not constant"),
-            "Slice": lambda names: self._held(names[1:], "starts, ends, axes or steps are not constant"),
-            "Split": lambda names: self._held(names[1:], "its split is not constant"),
-            "Pow": lambda names: self._typed(names, _FLOATS[:1], "an input is not float32"),
-            "Where": lambda names: self._typed(names[1:], _FLOATS, "what it chooses from is not float"),
-        }
-
-    def __call__(self, node: onnx.NodeProto) -> str:
-        """What keeps a listed node from being taken; "" if nothing is known to."""
-        check = self._checks.get(node.op_type)
-        return check([name for name in node.input if name]) if check else ""
-
-    def _held(self, names: list[str], why: str) -> str:
-        return "" if self._constant.issuperset(names) else why
-
-    def _typed(self, names: list[str], types: tuple[int, ...], why: str) -> str:
-        return "" if all(self._types.get(name) in types for name in names) else why
+    source = f"{listed.source}; not run on a device"
+    return Coverage("estimated", provider, source, len(graph.node), found.num_partitions, left)

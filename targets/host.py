@@ -1,12 +1,14 @@
 """This machine's processor, and whether it computes as a target's does."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from potstill.targets.target import Target
+from potstill.validate.session import CPU
 
 _ARCH = {"amd64": "x86_64", "x64": "x86_64", "aarch64": "arm64"}
 
@@ -51,7 +53,7 @@ def runs_here(target: Target, host: Host | None = None) -> tuple[bool, str]:
     """
     host = host or here()
     wanted = target.hardware
-    if target.runtime.name != "onnxruntime" or target.runtime.providers[:1] != ["CPUExecutionProvider"]:
+    if target.runtime.name != "onnxruntime" or target.runtime.providers[:1] != [CPU]:
         return (
             False,
             f"{target.id} runs on {target.runtime.name} with {' and '.join(target.runtime.providers)}, "
@@ -68,3 +70,32 @@ def runs_here(target: Target, host: Host | None = None) -> tuple[bool, str]:
     if extra:
         return False, f"This machine's CPU has {', '.join(extra)}, which {target.id} lacks: int8 results may differ."
     return True, f"This machine's CPU ({host.cpu}) has the instruction sets of {target.id}."
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a target fits a machine, and why, in one sentence."""
+
+    target: Target
+    fits: bool
+    why: str
+
+
+def fits(targets: Sequence[Target], host: Host | None = None) -> list[Fit]:
+    """The targets that compute as this machine does, the one that asks for most of its CPU first; then all others.
+
+    An instruction set that must be there or may not counts one, `a|b` a half. Of equals the one that others extend
+    comes first.
+    """
+    host = host or here()
+    by_id = {target.id: target for target in targets}
+
+    def asked(target: Target) -> float:
+        wanted = sum(1 / len(flag.split("|")) for flag in target.hardware.isa)
+        return wanted + len(target.hardware.without)
+
+    def depth(target: Target | None) -> int:
+        return 0 if target is None else 1 + depth(by_id.get(target.extends or ""))
+
+    found = [Fit(target, *runs_here(target, host)) for target in targets]
+    return sorted(found, key=lambda one: (not one.fits, -asked(one.target), depth(one.target), one.target.id))

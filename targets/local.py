@@ -5,112 +5,83 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potstill.targets.measurement import Comparison, Measurement, compared, from_agent
-from potstill.targets.request import Package, read_package
-from potstill.validate.errors import InputError, PotstillError, Unreachable
+from potstill.targets.device import BrokenOff, Kind, Made, with_names
+from potstill.validate.errors import InputError, PotstillError
 from potstill.validate.files import write_json
 
 AGENT = Path(__file__).with_name("agent.py")
-_ENOUGH = {"seconds": 3.0, "min_runs": 50, "max_runs": 2000}
 
 
-def profile(
-    package: Path,
-    *,
-    runs: int | None = None,
-    threads: int | None = None,
-    warmup: int = 10,
-    python: str = sys.executable,
-    timeout_s: float = 900,
-) -> Measurement:
-    """What a package costs on this machine: latency, load, memory, operators and providers.
+@dataclass(frozen=True)
+class Local:
+    """A device of this machine.
 
-    Without `runs`, as many as fill 3 s, from 50 to 2000. Without `threads`, those of the target's profile, or 1.
-    `python` is an interpreter that has onnxruntime and numpy. A provider that is not here is in `missing_providers`.
-    Raises InputError for a bad package or setting, Unreachable when the agent takes longer than `timeout_s`,
-    PotstillError when it fails.
+    Attributes:
+        python: an interpreter that has onnxruntime and numpy, or the words of a command that is one.
+        environment: what is added to this process's own.
+        program: what answers the requests.
     """
-    opened = read_package(package)
-    request = {**_settings([opened], runs, threads, warmup), "models": [opened.spec()], "operators": True}
-    reply = ask_agent(request, python=python, timeout_s=timeout_s)
-    return from_agent(reply, package=package.name, file_mb=opened.file_mb, inputs=opened.input_texts())
+
+    python: tuple[str, ...] = (sys.executable,)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    program: Path = AGENT
+    where: str = "local"
+    kind: Kind = "measured"
+
+    def ask(self, request: Mapping[str, Any], *, timeout_s: float = 900) -> dict[str, Any]:
+        """Run the agent in a fresh process and folder; see `Device`."""
+        with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
+            file = Path(folder, "request.json")
+            write_json(file, with_names(request, _as_it_is))
+            try:
+                done = subprocess.run(
+                    [*self.python, "-P", str(self.program), str(file)],
+                    cwd=folder,
+                    env={**os.environ, **self.environment},
+                    capture_output=True,
+                    timeout=timeout_s,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired as late:
+                raise too_slow(timeout_s, late.output) from None
+            except OSError as error:
+                raise InputError(
+                    f"cannot start {self.python[0]!r}: {error.strerror}; give a Python with onnxruntime"
+                ) from None
+        return reply_of(done.returncode, done.stdout, done.stderr)
 
 
-def compare(
-    packages: Sequence[Path],
-    *,
-    runs: int | None = None,
-    threads: int | None = None,
-    warmup: int = 10,
-    python: str = sys.executable,
-    timeout_s: float = 900,
-) -> Comparison:
-    """Packages timed in turns in one process, so that noise falls on all alike; ratios are to the first.
+def _as_it_is(file: Path | Made) -> str:
+    return str((file.path if isinstance(file, Made) else file).resolve())
 
-    Settings and errors are those of `profile`; `runs` are rounds.
+
+def too_slow(timeout_s: float, said: bytes | None) -> BrokenOff:
+    """What is raised where the agent takes too long; `said` is its output so far."""
+    return BrokenOff(
+        f"the agent did not finish within {timeout_s:g} s; give it less to do, or more time (profile --timeout)", said
+    )
+
+
+def reply_of(code: int, stdout: bytes, stderr: bytes) -> dict[str, Any]:
+    """The reply of an agent that ended: the last line of its output.
+
+    Raises:
+        InputError: it cannot do there what was asked.
+        PotstillError: it failed, or gave no JSON.
     """
-    if len(packages) < 2:
-        raise InputError(f"{len(packages)} packages given, expected two or more to compare; use profile for one")
-    opened = [read_package(package) for package in packages]
-    request = {**_settings(opened, runs, threads, warmup), "models": [package.spec() for package in opened]}
-    reply = ask_agent(request, python=python, timeout_s=timeout_s)
-    return compared(reply, [package.name for package in packages])
-
-
-def ask_agent(
-    request: dict[str, Any],
-    *,
-    python: str | Sequence[str] = sys.executable,
-    timeout_s: float = 900,
-    environment: Mapping[str, str] | None = None,
-    program: Path = AGENT,
-) -> dict[str, Any]:
-    """Run the agent, or another program like it, on a request in a fresh process and folder, and return its reply.
-
-    `python` is an interpreter, or the words of a command that is one; `environment` is added to this process's own.
-    """
-    command = [python] if isinstance(python, str) else [*python]
-    with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
-        file = Path(folder, "request.json")
-        write_json(file, request)
-        try:
-            done = subprocess.run(
-                [*command, "-P", str(program), str(file)],
-                cwd=folder,
-                env={**os.environ, **(environment or {})},
-                capture_output=True,
-                timeout=timeout_s,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise Unreachable(
-                f"the agent did not finish within {timeout_s:g} s; give it less to do, or more time"
-            ) from None
-        except OSError as error:
-            raise InputError(f"cannot start {command[0]!r}: {error.strerror}; give a Python with onnxruntime") from None
-    if done.returncode != 0:
-        raise PotstillError(f"the agent {_ending(done.returncode)}: {_tail(done.stderr)}")
+    if code == 2 and (said := _tail(stderr, 1)).startswith("agent: "):
+        raise InputError(said.removeprefix("agent: "))
+    if code != 0:
+        raise PotstillError(f"the agent {_ending(code)}: {_tail(stderr)}")
     try:
-        return dict(json.loads(done.stdout.splitlines()[-1]))
+        return dict(json.loads(stdout.splitlines()[-1]))
     except (IndexError, ValueError):
-        raise PotstillError(f"the agent gave no JSON line: {_tail(done.stdout + done.stderr)}") from None
-
-
-def _settings(packages: Sequence[Package], runs: int | None, threads: int | None, warmup: int) -> dict[str, Any]:
-    """The request's settings, the defaults filled in."""
-    for name, value, least in (("runs", runs, 1), ("threads", threads, 1), ("warmup", warmup, 0)):
-        if value is not None and value < least:
-            raise InputError(f"{name} is {value}, expected {least} or more")
-    if threads is None:
-        wanted = {package.target.profile.threads or 1 for package in packages}
-        if len(wanted) > 1:
-            raise InputError(f"the packages' targets want {sorted(wanted)} threads; give one number of threads")
-        threads = wanted.pop()
-    return {"threads": threads, "warmup": warmup, **(_ENOUGH if runs is None else {"runs": runs})}
+        raise PotstillError(f"the agent gave no JSON line: {_tail(stdout + stderr)}") from None
 
 
 def _ending(code: int) -> str:

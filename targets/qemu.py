@@ -8,20 +8,14 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from potstill.targets.target import Target
-from potstill.targets.wire import DevicePredictor
-from potstill.validate.encoder import Encoder, Inputs
-from potstill.validate.errors import InputError, PotstillError, Unreachable
-from potstill.validate.model import Read, as_they_are
+from potstill.validate.errors import InputError, PotstillError
 
 ARM64_ROOT = "POTSTILL_ARM64_ROOT"
 INSTALL = "apt-get install qemu-user"
@@ -48,6 +42,10 @@ class NoEmulator(InputError):
     def __init__(self, why: str, how: str) -> None:
         super().__init__(f"{why}; `potstill doctor` says how to get it")
         self.why, self.how = why, how
+
+
+class Crashed(PotstillError):
+    """A file ended, as another CPU, without an answer: it does not open, or meets an instruction that is not there."""
 
 
 def emulator_of(target: Target) -> Emulator:
@@ -112,55 +110,3 @@ def _version(binary: str) -> str:
     if asked.returncode or not asked.stdout.strip():
         raise InputError(f"{binary} --version failed with exit code {asked.returncode}; install it anew: {INSTALL}")
     return asked.stdout.strip().splitlines()[0]
-
-
-class EmulatedPredictor(DevicePredictor):
-    """An ONNX file as a target's CPU computes it, one example at a time; see `DevicePredictor`."""
-
-    def __init__(
-        self,
-        target: Target,
-        path: Path,
-        encode: Encoder,
-        name: str,
-        *,
-        read: Read = as_they_are,
-        batch_size: int = 256,
-        timeout_s: float = 900,
-    ) -> None:
-        """Examples of one batch share the emulator's start of about 2 s; `timeout_s` is for one batch.
-
-        Raises:
-            InputError: nothing emulates the target's CPU here: why, and what to do.
-        """
-        emulator = emulator_of(target)
-        self._cpu = emulator.cpu
-        super().__init__(
-            path,
-            encode,
-            name,
-            read=read,
-            session_options=target.runtime.session_options,
-            threads=1,
-            batch_size=batch_size,
-            python=emulator.python,
-            environment=emulator.environment,
-            timeout_s=timeout_s,
-        )
-
-    def _outputs(self, inputs: Sequence[Inputs], seconds: float | None) -> list[NDArray[Any]]:
-        """As of `DevicePredictor`.
-
-        Raises:
-            PotstillError: the file crashed as that CPU: it does not open, or meets an instruction that is not there.
-            InputError, Unreachable: as of `DevicePredictor`.
-        """
-        try:
-            return super()._outputs(inputs, seconds)
-        except (InputError, Unreachable):
-            raise
-        except PotstillError as error:
-            ended, _, said = str(error).partition(": ")
-            last = said.splitlines()[-1:]  # no traceback, and no place of this machine
-            words = ": ".join([ended, *last]).replace(str(Path(str(self._model["path"])).parent) + os.sep, "")
-            raise PotstillError(f"{self.name} crashed as {self._cpu}: {words}") from error

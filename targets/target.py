@@ -1,5 +1,6 @@
 """What a device wants: a profile in YAML, inherited from others, every value with its source."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -9,9 +10,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from potstill.validate.errors import InputError, did_you_mean
+from potstill.validate.units import PARSERS
 
 OPSETS = range(17, 24)  # from LayerNormalization to Attention; all of them tried on ONNX Runtime 1.31.1
-CPU = "CPUExecutionProvider"
 QNN = "QNNExecutionProvider"
 Calibration = Literal["minmax", "moving_average", "percentile", "entropy", "mse"]
 Repair = Literal["equalize", "smooth", "adaround", "bias"]
@@ -41,8 +42,9 @@ class Scheme(_Part):
     `calibration`: how a static scheme's ranges follow from the calibration examples; see export/thresholds.py.
     `embedding`: integers with scales for each row of an embedding table; see export/embeddings.py. Without it static
     and dynamic schemes have one scale for a whole table, and `weights` leaves tables in float32.
-    `more_bits`: what the products get that a search takes out of a dynamic scheme's integers: `int8_blocks`, 8-bit
-    weights as by `weights`; without it float32.
+    `more_bits`: what the products get that a search takes out of a dynamic scheme's integers, or out of a language
+    model's 4-bit weights: `int8_blocks`, 8-bit weights as by `weights`; without it float32.
+    `algorithm`: what chooses the integers of 4-bit `weights` of a language model; see export/block_weights.py.
     `repairs`: what is done to a static scheme's float graph, so that its integers lose less; see export/repairs.py.
     Raises ValueError when the number types do not fit the method.
     Source: ONNX Runtime, docs/performance/model-optimizations/quantization.md.
@@ -57,6 +59,7 @@ class Scheme(_Part):
     block_size: int | None = Field(default_factory=_default_block_size)
     embedding: Literal["int8", "int4"] | None = None
     more_bits: Literal["int8_blocks"] | None = None
+    algorithm: Literal["rtn", "k_quant", "hqq", "gptq"] = "rtn"
     repairs: list[Repair] = []
     why: str
 
@@ -79,8 +82,10 @@ class Scheme(_Part):
         self._fits_repairs()
         if self.method == "dynamic" and self.activation not in (None, "uint8"):
             raise ValueError("method dynamic has uint8 activations (DynamicQuantizeLinear): leave out activation")
-        if self.method != "dynamic" and self.more_bits:
-            raise ValueError(f"method {self.method} has no more_bits; only dynamic has: leave it out")
+        if self.method != "dynamic" and self.weight != "int4" and self.more_bits:
+            raise ValueError(f"method {self.method} has no more_bits; only dynamic and int4 weights have: leave it out")
+        if self.weight != "int4" and self.algorithm != "rtn":
+            raise ValueError(f"algorithm {self.algorithm} is for int4 weights: leave it out")
         self._fits_blocks()
         return self
 
@@ -105,11 +110,24 @@ class Scheme(_Part):
             raise ValueError("block_size is a power of two from 16 on")
 
 
+DECODER = Scheme(
+    method="weights",
+    weight="int4",
+    algorithm="gptq",
+    more_bits="int8_blocks",
+    why="writing reads every weight for each token, so that their bytes are its time; docs/decisions.md, 60",
+)
+
+
 class Quantize(_Part):
-    """`convolution` is for graphs whose weights are mostly in Conv, `matmul` for MatMul and Gemm."""
+    """`convolution` is for graphs whose weights are mostly in Conv, `matmul` for MatMul and Gemm.
+
+    `decoder` is for language models, whatever the two say; null is `DECODER`.
+    """
 
     convolution: Scheme
     matmul: Scheme
+    decoder: Scheme | None = None
 
 
 class Hardware(_Part):
@@ -126,13 +144,26 @@ class Hardware(_Part):
 
 
 class Runtime(_Part):
-    """The runtime, its execution providers in order of preference, and their options by provider."""
+    """The runtime, its execution providers in order of preference, and their options by provider.
+
+    `min_version`: the oldest ONNX Runtime that the device may have; `older`: what is made of an older one, an error
+    where nothing is said.
+    Raises ValueError for a version that is no numbers with dots between.
+    """
 
     name: str
     providers: list[str]
     provider_options: dict[str, dict[str, str]] = {}
     session_options: dict[str, str] = {}
     min_version: str | None = None
+    older: Literal["error", "warning"] | None = None
+
+    @field_validator("min_version")
+    @classmethod
+    def _numbered(cls, version: str | None) -> str | None:
+        if version is not None and not re.fullmatch(r"\d+(\.\d+)*", version):
+            raise ValueError("a version is numbers with dots between, like 1.24.2")
+        return version
 
 
 class ModelForm(_Part):
@@ -140,6 +171,7 @@ class ModelForm(_Part):
 
     `ort`: a copy in ONNX Runtime's own format too, with the operators that a reduced build of the runtime needs.
     `compiler`: what compiles the file ahead for the one chip that the provider's options name.
+    `max_fallback`: the largest share, such as `0%`, of nodes and of multiply-adds that may leave the first provider.
     Raises ValueError for an opset that cannot be written.
     """
 
@@ -148,6 +180,17 @@ class ModelForm(_Part):
     max_file_mb: int | None = None
     ort: bool = False
     compiler: Literal["onnxruntime-qnn"] | None = None
+    max_fallback: str | None = None
+
+    @field_validator("max_fallback")
+    @classmethod
+    def _is_a_share(cls, limit: str | None) -> str | None:
+        if limit is not None:
+            try:
+                PARSERS["max_fallback"](limit)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return limit
 
     @field_validator("opset")
     @classmethod
@@ -166,7 +209,7 @@ class Profile(_Part):
 class Emulate(_Part):
     """The program and the CPU model that compute as the device does, more slowly."""
 
-    binary: str
+    binary: str = Field(pattern=r"^qemu-[a-z0-9_]+$")  # a program on the PATH, never a path: a package may say it
     cpu: str
 
 
@@ -240,8 +283,13 @@ def describe(target: Target) -> list[tuple[str, str, str]]:
 
 
 def _text(field: str, value: Any) -> str:
-    if value is None:  # a scheme, a compiler or an emulator that is left out is a choice, not a gap
-        return "none" if field in ("emulate", "model.compiler") or field.startswith("quantize.") else "unknown"
+    if value is None:  # a scheme, a compiler, an emulator or a limit that is left out is a choice, not a gap
+        return (
+            "none"
+            if field in ("emulate", "runtime.older", "model.compiler", "model.max_fallback")
+            or field.startswith("quantize.")
+            else "unknown"
+        )
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, dict)):

@@ -4,7 +4,7 @@ Shapes: B examples in a batch, R rows of all of them, C classes.
 """
 
 import math
-import sys
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +15,22 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
-from potstill.targets.local import ask_agent
+from potstill.targets.device import Device, Made
+from potstill.targets.local import Local
+from potstill.targets.qemu import Crashed, emulator_of
+from potstill.targets.qnn import QnnSim
+from potstill.targets.target import Target
 from potstill.validate.encoder import Encoder, Inputs
-from potstill.validate.errors import InputError, PotstillError
+from potstill.validate.errors import InputError, PotstillError, Unreachable
 from potstill.validate.examples import Rows
 from potstill.validate.model import Read, as_they_are
 from potstill.validate.predictor import one_below_another
+from potstill.validate.session import CPU
+from potstill.validate.units import counted
 
 NUMBERS = {np.dtype(code).name for code in np.typecodes["AllInteger"] + "efd?"}
+
+HERE = Local()
 
 
 class _Output(BaseModel):
@@ -39,8 +47,7 @@ class _Answer(BaseModel):
 class DevicePredictor:
     """An ONNX file that the agent runs, one example at a time, in a process of its own for each batch.
 
-    Examples are encoded and outputs are read here, as `OnnxPredictor` does, so that the judge is the same; the
-    device needs Python, numpy and onnxruntime.
+    Examples are encoded and outputs are read here, as `OnnxPredictor` does, so that the judge is the same.
     """
 
     def __init__(
@@ -50,23 +57,22 @@ class DevicePredictor:
         name: str,
         *,
         read: Read = as_they_are,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = (CPU,),
         session_options: Mapping[str, str] | None = None,
         threads: int = 0,
         batch_size: int = 256,
-        python: str | Sequence[str] = sys.executable,
-        environment: Mapping[str, str] | None = None,
+        device: Device = HERE,
         timeout_s: float = 900,
     ) -> None:
-        """`python` and `environment` as in `ask_agent`, with onnxruntime and numpy; `timeout_s` is for one batch."""
+        """`timeout_s` is for one batch."""
         self.name, self.batch_size, self.encode, self._read = name, batch_size, encode, read
         self._model = {
-            "path": str(path.resolve()),
+            "path": path.resolve(),
             "providers": list(providers),
             "session_options": dict(session_options or {}),
         }
         self._threads = threads
-        self._process: dict[str, Any] = {"python": python, "environment": environment, "timeout_s": timeout_s}
+        self._device, self._timeout_s = device, timeout_s
 
     def __call__(self, rows: Rows) -> NDArray[np.float32]:
         """Logits (R, C) of some rows, each run alone.
@@ -98,13 +104,13 @@ class DevicePredictor:
         """The model's first output of each example, as the agent gave it; of the first ones where time is limited."""
         with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
             given, made = Path(folder, "inputs.bin"), Path(folder, "outputs.bin")
-            files = {"inputs": str(given), "outputs": str(made)}
+            files = {"inputs": given, "outputs": Made(made)}
             limit = {} if seconds is None else {"seconds": seconds}
             request = {
                 "threads": self._threads,
                 "answer": {**self._model, **files, **limit, "examples": _write(given, inputs)},
             }
-            reply = ask_agent(request, **self._process)
+            reply = self._device.ask(request, timeout_s=self._timeout_s)
             try:
                 answer = _Answer.model_validate(reply.get("answer"))
             except ValidationError as error:
@@ -118,6 +124,70 @@ class DevicePredictor:
             return _read_outputs(
                 made, answer.outputs, len(inputs) if seconds is None else min(max(done, 1), len(inputs))
             )
+
+
+class EmulatedPredictor(DevicePredictor):
+    """An ONNX file as a target's CPU or NPU computes it, one example at a time; see `DevicePredictor`.
+
+    Attributes:
+        chip: what is emulated.
+        emulator: by which program.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        path: Path,
+        encode: Encoder,
+        name: str,
+        *,
+        read: Read = as_they_are,
+        batch_size: int = 256,
+        timeout_s: float = 900,
+    ) -> None:
+        """Examples of one batch share the emulator's start of about 2 s; `timeout_s` is for one batch.
+
+        Raises:
+            InputError: nothing emulates the target's CPU or NPU here: why, and what to do.
+        """
+        device: Device
+        if target.model.compiler:
+            device = npu = QnnSim(target)
+            self.chip, self.emulator, self._crashes = npu.chip, "onnxruntime-qnn", False
+        else:
+            emulator = emulator_of(target)
+            device = Local(emulator.python, emulator.environment, where="emulate", kind="emulated")
+            self.chip, self.emulator, self._crashes = emulator.cpu, Path(emulator.python[0]).name, True
+        super().__init__(
+            path,
+            encode,
+            name,
+            read=read,
+            session_options=target.runtime.session_options,
+            threads=1,
+            batch_size=batch_size,
+            device=device,
+            timeout_s=timeout_s,
+        )
+
+    def _outputs(self, inputs: Sequence[Inputs], seconds: float | None) -> list[NDArray[Any]]:
+        """As of `DevicePredictor`.
+
+        Raises:
+            Crashed: the file did, as that CPU.
+            InputError, Unreachable: as of `DevicePredictor`.
+        """
+        try:
+            return super()._outputs(inputs, seconds)
+        except (InputError, Unreachable):
+            raise
+        except PotstillError as error:
+            if not self._crashes:
+                raise
+            ended, _, said = str(error).partition(": ")
+            last = said.splitlines()[-1:]  # no traceback, and no place of this machine
+            words = ": ".join([ended, *last]).replace(str(Path(str(self._model["path"])).parent) + os.sep, "")
+            raise Crashed(f"{self.name} crashed as {self.chip}: {words}") from error
 
 
 def _write(file: Path, inputs: Sequence[Inputs]) -> list[dict[str, Any]]:
@@ -136,7 +206,7 @@ def _read_outputs(file: Path, outputs: Sequence[_Output], examples: int) -> list
         PotstillError: they are too few, no numbers, or the file is of another size.
     """
     if len(outputs) != examples:
-        raise PotstillError(f"the agent gave {len(outputs)} outputs for {examples} examples")
+        raise PotstillError(f"the agent gave {counted(len(outputs), 'output')} for {counted(examples, 'example')}")
     raw = file.read_bytes() if file.is_file() else b""
     found, start = [], 0
     for output in outputs:
@@ -147,5 +217,7 @@ def _read_outputs(file: Path, outputs: Sequence[_Output], examples: int) -> list
             found.append(np.frombuffer(raw, dtype, size, start).reshape(output.shape))
         start += size * dtype.itemsize
     if start != len(raw):
-        raise PotstillError(f"the agent's outputs hold {len(raw)} bytes, expected {start} for {examples} examples")
+        raise PotstillError(
+            f"the agent's outputs hold {len(raw)} bytes, expected {start} for {counted(examples, 'example')}"
+        )
     return found

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from potstill.targets.coverage import Coverage, Left, estimated
+from potstill.targets.coverage import Coverage, Left, estimated, weighed
 from potstill.targets.target import load_target
 
 FLOAT, FLOAT16, INT64 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64
@@ -110,11 +110,14 @@ def test_the_bias_of_a_convolution_must_be_constant(tmp_path: Path) -> None:
 def test_the_cpu_provider_needs_no_estimate_and_one_without_a_list_gets_none(tmp_path: Path) -> None:
     path = graph(tmp_path / "m.onnx", node("Relu", "x", "y"))
     assert estimated(path, load_target("laptop-x86-vnni")) is None
-    found = estimated(path, load_target("browser-wasm"))
+    assert estimated(path, load_target("browser-wasm")) is None
+    found = estimated(path, load_target("laptop-amd-vitisai"))
     assert found
-    assert (found.kind, found.nodes) == ("unknown", None)
+    assert (found.kind, found.nodes, found.nodes_left) == ("unknown", None, None)
+    assert weighed(found, path, {}) == found
     assert found.in_words() == (
-        "Which nodes wasm takes is unknown: this machine has neither the provider nor a list of its operators."
+        "Which nodes VitisAIExecutionProvider takes is unknown: this machine has "
+        "neither the provider nor a list of its operators."
     )
 
 

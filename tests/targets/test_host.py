@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from potstill.targets.host import Host, here, runs_here
-from potstill.targets.target import load_target
+from potstill.targets.host import Host, fits, here, runs_here
+from potstill.targets.target import load_target, target_names
 
 VNNI = Host("Linux", "x86_64", ("avx2", "avx512_vnni"), "a CPU", 2)
 
@@ -48,3 +48,38 @@ def test_runs_here(target: str, host: Host, runs: bool, reason: str) -> None:
     answer, sentence = runs_here(load_target(target), host)
     assert answer is runs
     assert re.search(reason, sentence)
+
+
+ALL = [load_target(name) for name in target_names()]
+AVX512 = ("avx2", "avx512f", "avx512bw", "avx512dq", "avx512vl")
+ARM = ("asimd", "asimddp", "fp")
+
+
+@pytest.mark.parametrize(
+    ("arch", "isa", "wanted"),
+    [
+        ("x86_64", (*AVX512, "avx512_vnni", "avx_vnni"), ["laptop-x86-avx512-vnni", "laptop-x86-vnni"]),
+        ("x86_64", ("avx2", "avx_vnni"), ["laptop-x86-avx-vnni", "laptop-x86-vnni"]),
+        ("x86_64", AVX512, ["laptop-x86-avx512", "laptop-x86-avx2"]),
+        ("x86_64", ("avx2",), ["laptop-x86-avx2"]),
+        ("x86_64", ("sse4_2",), []),
+        ("arm64", (*ARM, "i8mm"), ["phone-arm64-i8mm", "phone-arm64-dotprod", "phone-iphone-cpu", "laptop-apple-cpu"]),
+        ("arm64", ("asimd",), ["phone-arm64"]),
+        ("riscv64", (), []),
+    ],
+)
+def test_the_target_that_asks_for_most_fits_best(arch: str, isa: tuple[str, ...], wanted: list[str]) -> None:
+    found = fits(ALL, Host("Linux", arch, isa, "a CPU", 2))
+    assert [one.target.id for one in found if one.fits][: len(wanted)] == wanted
+    assert [one.fits for one in found] == sorted((one.fits for one in found), reverse=True)
+    assert len(found) == len(ALL)
+    assert all(one.why.endswith(".") for one in found)
+    if not wanted:
+        assert not any(one.fits for one in found)
+
+
+def test_why_a_target_does_not_fit() -> None:
+    why = {one.target.id: one.why for one in fits(ALL, VNNI)}
+    assert why["laptop-x86-avx512"].startswith("This machine's CPU lacks avx512f, avx512bw, avx512dq, avx512vl")
+    assert why["laptop-x86-avx-vnni"].startswith("This machine's CPU lacks avx_vnni")
+    assert "runs on onnxruntime-web with webgpu and wasm" in why["browser-webgpu"]

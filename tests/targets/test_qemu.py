@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from potstill.targets import qemu
-from potstill.targets.qemu import ARM64_ROOT, EmulatedPredictor, NoEmulator, emulator_of, emulator_version
+from potstill.targets.qemu import ARM64_ROOT, Crashed, NoEmulator, emulator_of, emulator_version
 from potstill.targets.target import Emulate, load_target
+from potstill.targets.wire import EmulatedPredictor
 from potstill.validate.encoder import ArrayEncoder
-from potstill.validate.errors import InputError, PotstillError
+from potstill.validate.errors import InputError
 
 AVX2, PHONE = load_target("laptop-x86-avx2"), load_target("phone-arm64-dotprod")
 X86 = pytest.mark.skipif(
@@ -87,9 +88,8 @@ def test_a_file_that_crashes_is_told_from_an_emulator_that_is_missing(tmp_path: 
     (tmp_path / "model.onnx").write_bytes(b"no graph")
     rows = {"x": np.zeros((1, COLUMNS), dtype=np.float32)}
     predictor = EmulatedPredictor(AVX2, tmp_path / "model.onnx", ArrayEncoder(), "the package")
-    with pytest.raises(PotstillError, match=f"the package crashed as {predictor._cpu}: the agent failed with") as file:
+    with pytest.raises(Crashed, match=f"the package crashed as {predictor.chip}: the agent failed with") as file:
         predictor(rows)
-    assert not isinstance(file.value, InputError)
     assert str(file.value).endswith("Load model from model.onnx failed:Protobuf parsing failed.")
     assert "\n" not in str(file.value)
     assert str(tmp_path) not in str(file.value)
@@ -105,7 +105,7 @@ def test_an_instruction_that_is_not_there(tmp_path: Path) -> None:
     assert AVX2.emulate
     old = AVX2.model_copy(update={"emulate": AVX2.emulate.model_copy(update={"cpu": "qemu64-v1"})})
     predictor = EmulatedPredictor(old, tmp_path / "model.onnx", ArrayEncoder(), "the package")
-    with pytest.raises(PotstillError, match="the package crashed as qemu64-v1: "):
+    with pytest.raises(Crashed, match="the package crashed as qemu64-v1: "):
         predictor({"x": np.zeros((1, COLUMNS), dtype=np.float32)})
 
 
@@ -175,7 +175,7 @@ def test_a_root_without_this_onnxruntime_is_refused(monkeypatch: pytest.MonkeyPa
 
 def test_each_arm64_cpu_of_a_profile_has_its_cpuinfo() -> None:
     script = Path(qemu.__file__).with_name("arm64_root.sh").read_text()
-    for name in ("phone-arm64", "phone-arm64-dotprod"):
+    for name in ("phone-arm64", "phone-arm64-dotprod", "phone-arm64-i8mm"):
         emulate = load_target(name).emulate
         assert isinstance(emulate, Emulate)
         assert f"\ncpu {emulate.cpu} 0x" in script

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,15 +9,29 @@ from potstill.validate.errors import InputError
 
 PACKAGED = [
     "browser-wasm",
+    "browser-webgpu",
+    "laptop-amd-vitisai",
+    "laptop-apple",
+    "laptop-apple-cpu",
+    "laptop-directml",
+    "laptop-intel-openvino",
     "laptop-snapdragon-x",
+    "laptop-x86-avx-vnni",
     "laptop-x86-avx2",
+    "laptop-x86-avx512",
+    "laptop-x86-avx512-vnni",
     "laptop-x86-vnni",
     "phone-arm64",
     "phone-arm64-dotprod",
+    "phone-arm64-i8mm",
+    "phone-arm64-xnnpack",
     "phone-iphone",
+    "phone-iphone-cpu",
+    "phone-snapdragon-v69",
     "phone-snapdragon-v73",
     "phone-snapdragon-v75",
     "phone-snapdragon-v79",
+    "phone-snapdragon-v81",
 ]
 
 BASE = """
@@ -106,7 +121,7 @@ def test_a_snapdragon_changes_the_chip_alone() -> None:
 
 
 def test_user_folder_comes_before_the_package(write: Write, tmp_path: Path) -> None:
-    write("phone-arm64", BASE.replace("id: base", "id: phone-arm64") + "emulate: {binary: a, cpu: b}")
+    write("phone-arm64", BASE.replace("id: base", "id: phone-arm64") + "emulate: {binary: qemu-a, cpu: b}")
     assert load_target("phone-arm64", [tmp_path]).title == "a base"
     assert load_target("phone-arm64-dotprod", [tmp_path]).hardware.arch == "x86_64"
 
@@ -115,6 +130,15 @@ def test_all_faults_at_once(write: Write) -> None:
     file = write("base", BASE.replace("kind: laptop", "kind: toaster") + "hardwear: 1")
     with pytest.raises(InputError, match=r"hardware\.kind: .*; hardwear: unknown key"):
         load_target(str(file))
+
+
+def test_the_profile_of_the_documents_is_one(write: Write) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "targets.md").read_text()
+    (text,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.S)
+    target = load_target(str(write("kiosk", text)))
+    assert f"the {len(PACKAGED)} that come along" in page
+    assert (target.model.max_fallback, target.model.max_file_mb, target.extends) == ("5%", 20, "phone-iphone")
+    assert [name for name in PACKAGED if not re.search(rf"`{name}`|`-{name.rpartition('-')[2]}`", page)] == []
 
 
 def test_a_file_by_its_path(write: Write) -> None:
@@ -157,7 +181,15 @@ def test_circle(write: Write, tmp_path: Path) -> None:
         (BASE.replace("shapes: dynamic", "shape: dynamic"), r"base\.yaml: .*model\.shape: unknown key.*'shapes'"),
         (BASE.replace("weight: int8", "wieght: int8"), r"quantize\.convolution\.wieght: unknown key.*'weight'"),
         (BASE + "hardwear: 1", r"hardwear: unknown key.*'hardware'"),
-        (BASE + "emulate: {binary: a, cpu: b, gpu: c}", r"emulate\.gpu: unknown key; did you mean 'cpu'"),
+        (
+            BASE.replace("{shapes: dynamic}", "{shapes: dynamic, max_fallback: 5}"),
+            "max_fallback: .*valid string, got 5",
+        ),
+        (
+            BASE.replace("{shapes: dynamic}", "{shapes: dynamic, max_fallback: 5pp}"),
+            "'5pp' is not a limit here; write a num",
+        ),
+        (BASE + "emulate: {binary: qemu-a, cpu: b, gpu: c}", r"emulate\.gpu: unknown key; did you mean 'cpu'"),
         (BASE.replace("kind: laptop", "kind: toaster"), r"hardware\.kind: .*got 'toaster'"),
         (
             BASE + "model: {shapes: static, compiler: onnxruntime-qnn}",
@@ -168,6 +200,7 @@ def test_circle(write: Write, tmp_path: Path) -> None:
         (BASE.replace("read on base}", "x, model.colour: y}"), "'model.colour' names no field"),
         (BASE.replace("{shapes: dynamic}", "{shapes: dynamic, opset: 16}"), r"opset: graphs are .* 17 to 23, got 16"),
         (BASE.replace("{shapes: dynamic}", "{shapes: dynamic, opset: 24}"), r"opset: graphs are .* 17 to 23, got 24"),
+        (BASE + "runtime: {min_version: newest}", r"min_version: .* dots between, like 1.24.2, got 'newest'"),
     ],
 )
 def test_bad_profile(write: Write, tmp_path: Path, text: str, message: str) -> None:

@@ -1,7 +1,8 @@
 """One judge for all: torch, ONNX Runtime here and the agent give the same scorecard on the same examples."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 import torch
 
 from potstill.export.graph import export_graph
-from potstill.targets import wire
-from potstill.targets.local import AGENT, ask_agent
+from potstill.targets.device import Kind, Made, files_in
+from potstill.targets.local import AGENT, Local
 from potstill.targets.wire import DevicePredictor
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.encoder import ArrayEncoder
@@ -76,6 +77,22 @@ class Renamed(ArrayEncoder):
         return {"x0": super().__call__(rows)["x"]}
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """A device that writes some outputs and gives some answer, whatever it is asked."""
+
+    outputs: bytes | None
+    answer: Reply | None
+    where: str = "fixed"
+    kind: Kind = "measured"
+
+    def ask(self, request: Mapping[str, Any], *, timeout_s: float = 900) -> dict[str, Any]:
+        (made,) = [one for one in files_in(request) if isinstance(one, Made)]
+        if self.outputs is not None:
+            made.path.write_bytes(self.outputs)
+        return {} if self.answer is None else {"answer": self.answer}
+
+
 ROWS = {"x": np.arange(12, dtype=np.float32).reshape(3, 4) / 12}
 
 
@@ -83,7 +100,7 @@ def test_it_runs_in_another_process_alone(device: Callable[..., DevicePredictor]
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    found = device(python=str(python))(ROWS)
+    found = device(device=Local((str(python),)))(ROWS)
     assert (found.dtype, found.shape) == (np.float32, (3, 4))
     assert (tmp_path / "asked").read_text().startswith(f"-P {AGENT} ")
 
@@ -105,28 +122,17 @@ def test_a_wrong_answer_is_refused(
     reply: Reply,
     written: bytes | None,
     words: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def ask(request: Reply, **_: Any) -> Reply:
-        if written is not None:
-            Path(request["answer"]["outputs"]).write_bytes(written)
-        return {"answer": {"providers": [], "missing_providers": [], **reply}} if reply else {}
-
-    monkeypatch.setattr(wire, "ask_agent", ask)
+    answer = {"providers": [], "missing_providers": [], **reply} if reply else None
     with pytest.raises(PotstillError, match=words):
-        device()(ROWS)
+        device(device=Fixed(written, answer))(ROWS)
 
 
-def test_outputs_of_another_float_are_read(
-    device: Callable[..., DevicePredictor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def ask(request: Reply, **_: Any) -> Reply:
-        Path(request["answer"]["outputs"]).write_bytes(np.arange(6, dtype="<f2").tobytes())
-        outputs = [{"dtype": "float16", "shape": [1, 2]}] * 3
-        return {"answer": {"providers": [], "missing_providers": [], "outputs": outputs}}
-
-    monkeypatch.setattr(wire, "ask_agent", ask)
-    assert device()(ROWS).tolist() == [[0, 1], [2, 3], [4, 5]]
+def test_outputs_of_another_float_are_read(device: Callable[..., DevicePredictor]) -> None:
+    outputs = [{"dtype": "float16", "shape": [1, 2]}] * 3
+    answer = {"providers": [], "missing_providers": [], "outputs": outputs}
+    fixed = Fixed(np.arange(6, dtype="<f2").tobytes(), answer)
+    assert device(device=fixed)(ROWS).tolist() == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_a_provider_that_is_not_there_is_told(device: Callable[..., DevicePredictor]) -> None:
@@ -136,7 +142,7 @@ def test_a_provider_that_is_not_there_is_told(device: Callable[..., DevicePredic
 
 def test_a_python_that_is_none(device: Callable[..., DevicePredictor]) -> None:
     with pytest.raises(InputError, match="cannot start '/no/python'"):
-        device(python="/no/python")(ROWS)
+        device(device=Local(("/no/python",)))(ROWS)
 
 
 def test_a_device_that_does_not_answer(device: Callable[..., DevicePredictor]) -> None:
@@ -159,7 +165,7 @@ def asked(make_package: MakePackage, tmp_path: Path) -> Reply:
 
 
 def test_the_agent_answers_what_onnx_runtime_does(asked: Reply) -> None:
-    reply = ask_agent({"threads": 1, "answer": asked})
+    reply = Local().ask({"threads": 1, "answer": asked})
     assert reply["answer"]["outputs"] == [{"dtype": "float32", "shape": [1, 4]}] * 3
     assert (reply["threads"], reply["answer"]["providers"]) == (1, ["CPUExecutionProvider"])
     found = np.fromfile(asked["outputs"], dtype="<f4").reshape(3, 4)
@@ -171,7 +177,7 @@ def test_the_agent_answers_what_onnx_runtime_does(asked: Reply) -> None:
 def test_an_incomplete_request(asked: Reply, key: str) -> None:
     asked.pop(key)
     with pytest.raises(PotstillError, match=f"agent: the answer asked for lacks '{key}'"):
-        ask_agent({"threads": 1, "answer": asked})
+        Local().ask({"threads": 1, "answer": asked})
 
 
 @pytest.mark.parametrize(
@@ -184,13 +190,13 @@ def test_an_incomplete_request(asked: Reply, key: str) -> None:
 )
 def test_inputs_that_do_not_fit(asked: Reply, change: Reply, words: str) -> None:
     with pytest.raises(PotstillError, match=f"agent: .*{words}"):
-        ask_agent({"threads": 1, "answer": asked | change})
+        Local().ask({"threads": 1, "answer": asked | change})
 
 
 def test_an_answer_overwrites_nothing(asked: Reply) -> None:
     Path(asked["outputs"]).write_bytes(b"mine")
     with pytest.raises(PotstillError, match="outputs.bin is there already; outputs go into a new file"):
-        ask_agent({"threads": 1, "answer": asked})
+        Local().ask({"threads": 1, "answer": asked})
     assert Path(asked["outputs"]).read_bytes() == b"mine"
     with pytest.raises(PotstillError, match="agent: the request lacks 'threads'"):
-        ask_agent({"answer": asked})
+        Local().ask({"answer": asked})

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from potstill.validate.examples import Examples, Pairs
+from potstill.validate.units import counted
 
 AT_ONCE = 256
 BY_CHANCE = 0.001  # what is more probable than this where both sets are drawn alike is not told
@@ -52,10 +53,11 @@ def _of_lengths(calibrate: Examples, judging: Examples, column: str) -> str | No
     if not _improbable(longer, len(calibrate), judged, sides=1):
         return None
     unit = "letters" if isinstance(judging.rows([0])[column][0], str) else "words"
+    are = "is" if longer == 1 else "are"
     return (
-        f"{longer:,} of the {len(judging):,} evaluation examples are longer than the longest of the {len(calibrate):,} "
-        f"calibration examples ({longest:,} {unit}; the longest evaluation example has {int(lengths.max()):,}). "
-        "Give calibration examples as long as those to come."
+        f"{longer:,} of the {counted(len(judging), 'evaluation example')} {are} longer than the longest of the "
+        f"{counted(len(calibrate), 'calibration example')} ({longest:,} {unit}; the longest evaluation example has "
+        f"{int(lengths.max()):,}). Give calibration examples as long as those to come."
     )
 
 
@@ -87,7 +89,7 @@ def _of_values(calibrate: Examples, judging: Examples) -> str | None:
         return None
     return (
         f"{count.sum() / (values * len(low)):.1%} of the evaluation values are outside the range of the "
-        f"{len(calibrate):,} calibration examples; of channel {worst + 1} of {len(low)} {share[worst]:.1%} are outside "
-        f"{low[worst]:.4g} to {high[worst]:.4g}. What is outside is cut off in integers: give calibration examples "
-        "like those to come."
+        f"{counted(len(calibrate), 'calibration example')}; of channel {worst + 1} of {len(low)} {share[worst]:.1%} "
+        f"are outside {low[worst]:.4g} to {high[worst]:.4g}. What is outside is cut off in integers: give calibration "
+        "examples like those to come."
     )

@@ -42,6 +42,7 @@ def load_examples(
     columns: Mapping[str, str],
     label: str | None = "label",
     labelled: bool = True,
+    optional: Sequence[str] = (),
 ) -> Examples:
     """Read examples and give their columns the task's names.
 
@@ -54,6 +55,7 @@ def load_examples(
         label: the task's name for the column of labels; a column of lists gives several labels an example. None
             where examples have no labels: all are `IGNORED` then.
         labelled: whether the column of labels must be there; where it need not and is not, all are `IGNORED`.
+        optional: feature columns that are read where they are there.
 
     Raises:
         InputError: the source is not there, cannot be read, or lacks a column.
@@ -61,7 +63,7 @@ def load_examples(
     """
     stem, key = split_key(source)
     path = Path(stem).expanduser()
-    want = _Wanted(tuple(features), columns, label, labelled)
+    want = _Wanted(tuple(features), columns, label, labelled, tuple(optional))
     if path.suffix == ".npz":
         return _from_npz(path, key, want)
     return _from_table(*_table(source, "audio" in features, labelled), want)
@@ -135,13 +137,15 @@ class _Wanted:
     columns: Mapping[str, str]
     label: str | None
     labelled: bool
+    optional: tuple[str, ...] = ()
 
     def __call__(self, name: str, present: Sequence[str], usual: str | None = None) -> dict[str, str]:
         """From the task's names to those of a source that has the columns `present`.
 
         `usual`: what such a source calls its labels.
         """
-        named = {feature: self.columns.get(feature, feature) for feature in self.features}
+        named = {feature: self.columns.get(feature, feature) for feature in (*self.features, *self.optional)}
+        named = {name: column for name, column in named.items() if name not in self.optional or column in present}
         if self.label:
             column = self.columns.get(self.label, usual or self.label)
             if self.labelled or column in present:
@@ -291,7 +295,8 @@ def _from_table(name: str, table: Any, digest: str, want: _Wanted) -> Examples:
         nulls = table.data.column(column).null_count
         if nulls:
             raise InputError(f"{name}: column {column!r} has {nulls} missing values of {len(table)}")
-    for feature in want.features:
+    features = [name for name in wanted if name != want.label]
+    for feature in features:
         kind = table.features[wanted[feature]]
         if not _holds(kind, feature):
             raise InputError(
@@ -300,8 +305,8 @@ def _from_table(name: str, table: Any, digest: str, want: _Wanted) -> Examples:
     labels, names, offsets = np.full(len(table), IGNORED), None, None
     if want.label in wanted:
         labels, names, offsets = _labels(name, table, wanted[want.label])
-    table = table.select_columns([wanted[feature] for feature in want.features])
-    table = table.rename_columns({wanted[f]: f for f in want.features if wanted[f] != f})
+    table = table.select_columns([wanted[feature] for feature in features])
+    table = table.rename_columns({wanted[f]: f for f in features if wanted[f] != f})
     if isinstance(table.features.get("audio"), datasets.Audio):  # it is decoded when it is encoded
         table = table.cast_column("audio", datasets.Audio(decode=False))
     return Examples(name, table, labels, names, sha256_json([digest, wanted]), offsets)
@@ -315,10 +320,12 @@ def _holds(kind: Any, feature: str) -> bool:
         return isinstance(kind, datasets.Image)
     if feature == "audio":
         return isinstance(kind, datasets.Audio) or (isinstance(kind, dict) and {"bytes", "path"} <= set(kind))
-    if feature == "tokens":
+    if feature in ("tokens", "choices"):
         return isinstance(kind, datasets.List) and getattr(kind.feature, "dtype", "") in TEXT_TYPES
     if feature == "answers":
         return isinstance(kind, dict) and {"text", "answer_start"} <= set(kind)
+    if feature == "answer":
+        return getattr(kind, "dtype", "").startswith(("int", "uint"))
     return getattr(kind, "dtype", "") in TEXT_TYPES
 
 

@@ -79,7 +79,9 @@ class FeatureExtraction(OfText):
         examples = load_examples(source, ("text", "text2"), columns, labelled=False)
         return replace(examples, table=Pairs(examples.table))
 
-    def checked(self, examples: Examples, names: tuple[str, ...], *, judging: bool = False) -> Examples:
+    def checked(
+        self, examples: Examples, names: tuple[str, ...], *, encode: Encoder | None = None, judging: bool = False
+    ) -> Examples:
         """Scores as float64; labels of texts to learn from are not looked at. See `Task.checked`.
 
         Raises:

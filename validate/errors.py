@@ -2,7 +2,7 @@
 
     PotstillError          1  a fault of ours
     ├── InputError         2  wrong use or wrong input
-    ├── GateFailed         3  a scorecard missed its limits
+    ├── GateFailed         3  a scorecard missed its limits, or licences stop it
     └── Unreachable        4  a device or a service could not be reached
 
 A message says what was given, what was expected and what to do.
@@ -22,7 +22,7 @@ class InputError(PotstillError):
 
 
 class GateFailed(PotstillError):
-    """A stage or a package missed its limits; everything it made is kept; exit code 3."""
+    """A stage or a package missed its limits, and what was made is kept; or licences stop it before; exit code 3."""
 
     exit_code = 3
 

@@ -73,6 +73,27 @@ def check_external_data(path: Path, model: onnx.ModelProto) -> list[Path]:
     return [path.parent / location for location in ends]
 
 
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of all constants, in the file and outside of it."""
+    return sum(map(_bytes, tensors(model)))
+
+
+def streamed_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the constants that a run reads whole: all but those that are only looked up by row."""
+    looked_up, read = set[str](), set[str]()
+    for node in nodes_of(model):
+        by_row = node.op_type in ("Gather", "GatherBlockQuantized")
+        looked_up.update(node.input[:1] if by_row else ())
+        read.update(node.input[1:] if by_row else node.input)
+    return sum(_bytes(tensor) for tensor in tensors(model) if tensor.name in read or tensor.name not in looked_up)
+
+
+def _bytes(tensor: onnx.TensorProto) -> int:
+    if external_data_helper.uses_external_data(tensor):
+        return int(external_data_helper.ExternalDataInfo(tensor).length or 0)
+    return int(tensor.ByteSize())
+
+
 def _bits(data_type: int) -> int:
     return int(helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8)
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,17 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_each(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file under a folder, by its relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+
+
 def sha256_folder(folder: Path) -> str:
     """SHA-256 over the relative names and contents of all files under a folder, in hex."""
     total = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        total.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
+    for name, found in sha256_each(folder).items():
+        total.update(f"{name}\0{found}\n".encode())
     return total.hexdigest()
 
 
@@ -32,20 +38,39 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), default=str).encode()).hexdigest()
 
 
+def seal(record: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a record says, but for its own `seal`."""
+    return sha256_json({name: value for name, value in record.items() if name != "seal"})
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its seal, so that an edit is found."""
+    plain: dict[str, Any] = json.loads(json.dumps(record))  # as it will be read
+    return plain | {"seal": seal(plain)}
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """A file to fill; it takes the name `target` only if the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        aside.chmod(0o644)
+        aside.replace(target)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with whole_file(path) as aside, aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -82,6 +107,16 @@ def whole_folder(target: Path) -> Iterator[Path]:
     aside.replace(target)
     if old:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def cache_home() -> Path:
+    """Where Potstill keeps what it fetched or built, for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "potstill")
+
+
+def short_folder() -> str | None:
+    """A folder for temporary ones where the usual one is too long for a socket below it, whose path has 107 letters."""
+    return "/tmp" if len(tempfile.gettempdir()) > 40 and Path("/tmp").is_dir() else None
 
 
 def take_space(path: Path, size: int) -> None:

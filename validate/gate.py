@@ -17,6 +17,7 @@ from potstill.validate.units import (
     SECONDS,
     SHARE,
     Limit,
+    counted,
     nearest,
     nearest_cost,
     parse_limit,
@@ -59,10 +60,12 @@ class Gate:
         min_agreement: share of the units (examples, words) on which both say the same.
         max_flips: share of the units that the teacher has right and the model has wrong.
         max_divergence: mean KL(teacher ‖ model), in nats.
+        max_perplexity_rise: of a language model's perplexity above the teacher's, as a share of the teacher's.
         max_calibration_error: expected calibration error of the model, a share of 1.
         max_size: of a package's model file, in bytes.
         max_latency: median of a package's runs, in seconds.
         max_memory: peak memory of a package above the runtime's own, in bytes.
+        max_fallback: of a package's nodes, and of their multiply-adds, the share that leaves the target's accelerator.
     """
 
     max_drop: Limit
@@ -71,10 +74,12 @@ class Gate:
     min_agreement: float | None = None
     max_flips: float | None = None
     max_divergence: float | None = None
+    max_perplexity_rise: float | None = None
     max_calibration_error: float | None = None
     max_size: float | None = None
     max_latency: float | None = None
     max_memory: float | None = None
+    max_fallback: float | None = None
 
     def __call__(
         self,
@@ -141,7 +146,7 @@ class Gate:
         limit = given.of(card.teacher_value)
         told = (
             f"{card.metric} {card.shown(card.value, 2)} against the teacher's {card.shown(card.teacher_value, 2)} on "
-            f"{card.examples} examples: "
+            f"{counted(card.examples, 'example')}: "
             f"{signed(card.difference * 100)} points, 95 % interval {signed(interval.low * 100)} to "
             f"{signed(interval.high * 100)}, limit {signed(-limit * 100)}"
         )
@@ -156,10 +161,12 @@ class Gate:
 
     def _against_teacher(self, card: "Scorecard") -> Iterator[Check]:
         """The limits on how far a model may be from its teacher, beside the metric."""
+        rise = card.perplexity.rise() if card.perplexity else (None, None)
         for name, limit, value, interval, what, unit in (
             ("min_agreement", self.min_agreement, card.agreement, card.agreement_interval, "agreement", "%"),
             ("max_flips", self.max_flips, card.lost_share, card.lost_interval, "flips to wrong", "%"),
             ("max_divergence", self.max_divergence, card.kl_nats, card.kl_interval, "KL", "nats"),
+            ("max_perplexity_rise", self.max_perplexity_rise, *rise, "rise in perplexity", "%"),
         ):
             if limit is None:
                 continue

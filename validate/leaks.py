@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from potstill.validate import near_pictures, near_texts
 from potstill.validate.examples import Arrays, Examples, Pairs
+from potstill.validate.units import counted
 
 PRINTED_AT_ONCE = 1024  # rows of arrays read at a time to hash them
 
@@ -50,7 +51,7 @@ class Leak:
             return None
         row, other = beyond[0]
         return (
-            f"{len(beyond):,} {'more ' if self.exact else ''}of the {self.examples:,} evaluation examples "
+            f"{len(beyond):,} {'more ' if self.exact else ''}of the {counted(self.examples, 'evaluation example')} "
             f"{'has' if len(beyond) == 1 else 'have'} a near duplicate in data.{self.source} ({self.rule}), "
             f"e.g. row {row:,} and row {other:,} there."
         )

@@ -180,6 +180,15 @@ def divergences(teacher: NDArray[np.floating], student: NDArray[np.floating]) ->
     return in_parts(of, teacher, student)
 
 
+def share_outside(logits: NDArray[np.floating], columns: NDArray[np.int64]) -> float:
+    """The mean over rows (N, C) of the probability that is of other classes than some (K,), in float64 in parts."""
+    from scipy.special import softmax
+
+    return float(
+        in_parts(lambda rows: 1 - softmax(rows.astype(np.float64), axis=1)[:, columns].sum(axis=1), logits).mean()
+    )
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """p-values corrected for being several, so that at most 5 % of such sets have any below 0.05 by chance.
 

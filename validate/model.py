@@ -30,7 +30,7 @@ from potstill.validate.scorecard import Scorecard, judge
 
 MASKED = -1e4  # the logit of what cannot be the answer; finite in float16 too
 Read = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-Gives = Literal["class", "classes", "vector", "span"]  # of one example: a class, one for each word, …
+Gives = Literal["class", "classes", "vector", "span", "tokens"]  # of one example: a class, one for each word, …
 
 
 def as_they_are(outputs: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -167,8 +167,10 @@ class Task(Protocol):
         """Read examples to learn from or to judge on; see `load_examples`."""
         ...
 
-    def checked(self, examples: Examples, names: tuple[str, ...], *, judging: bool = False) -> Examples:
-        """The examples with labels as indices into `names`, the classes of a model.
+    def checked(
+        self, examples: Examples, names: tuple[str, ...], *, encode: Encoder | None = None, judging: bool = False
+    ) -> Examples:
+        """The examples with labels as indices into `names`, the classes of a model; `encode` is what feeds it.
 
         Raises:
             InputError: the labels are not the model's, or nothing can be judged on such examples.
@@ -205,7 +207,9 @@ class OneClass:
         """See `Task.examples`."""
         return load_examples(source, self.features, columns, labelled=labelled)
 
-    def checked(self, examples: Examples, names: tuple[str, ...], *, judging: bool = False) -> Examples:
+    def checked(
+        self, examples: Examples, names: tuple[str, ...], *, encode: Encoder | None = None, judging: bool = False
+    ) -> Examples:
         """See `Task.checked`."""
         examples = examples.with_labels(names)
         if judging:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from potstill.validate.errors import InputError, told
 from potstill.validate.external_data import check_external_data, nodes_of, read_graph, tensors
 from potstill.validate.finite import check_finite
+from potstill.validate.session import open_session
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -196,12 +197,8 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return open_session(path, log_severity_level=4)
     except Exception as error:  # ONNX Runtime's errors have no base of their own
         raise InputError(f"ONNX Runtime cannot open {path}: {told(error)}") from error
 

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from potstill.validate.encoder import Encoder
+from potstill.validate.decoder import with_past
+from potstill.validate.encoder import Encoder, Inputs
 from potstill.validate.errors import InputError
 from potstill.validate.examples import Examples, Rows
 from potstill.validate.files import take_space
 from potstill.validate.model import MASKED, Model, Read, as_they_are
 from potstill.validate.progress import track
+from potstill.validate.session import CPU, open_session
+from potstill.validate.units import counted
 
 LEAST = float(np.finfo(np.float16).min)
 
@@ -69,20 +72,14 @@ class OnnxPredictor:
         name: str,
         *,
         read: Read = as_they_are,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = (CPU,),
         session_options: Mapping[str, str] | None = None,
         threads: int = 0,
     ) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        for key, value in (session_options or {}).items():
-            options.add_session_config_entry(key, value)
         self.name, self.encode, self._read = name, encode, read
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        self._session = open_session(path, session_options, providers=providers, intra_op_num_threads=threads)
         self.input_types = {i.name: i.type for i in self._session.get_inputs()}
+        self._output = [self._session.get_outputs()[0].name]
 
     def __call__(self, rows: Rows) -> NDArray[np.float32]:
         """Logits of some rows, each run alone."""
@@ -96,8 +93,12 @@ class OnnxPredictor:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Outputs of inputs that are encoded already, as the graph gives them."""
-        logits = self._session.run(None, {name: inputs[name] for name in self.input_types})[0]
+        logits = self._session.run(self._output, self.feeds(inputs))[0]
         return np.asarray(logits, dtype=np.float32)
+
+    def feeds(self, inputs: Mapping[str, NDArray[Any]]) -> Inputs:
+        """What the graph takes of encoded inputs; a decoder's with an empty past, see `with_past`."""
+        return with_past(self._session, inputs)
 
 
 def predict(predictor: Predictor, examples: Examples, length_of: str | None, into: Path) -> NDArray[np.float16]:
@@ -191,6 +192,6 @@ def _refuse(fault: NDArray[np.int8], predictor: Predictor, examples: Examples) -
         else (f"above {-LEAST:,.0f}, the most that float16 holds,", "scale its outputs or that example down")
     )
     raise InputError(
-        f"{predictor.name} gave logits {what} on {len(rows)} of {len(examples)} examples of {examples.name}, "
-        f"first on row {rows[0] + 1}; {why}"
+        f"{predictor.name} gave logits {what} on {len(rows)} of {counted(len(examples), 'example')} of {examples.name}"
+        f", first on row {rows[0] + 1}; {why}"
     )

@@ -188,6 +188,19 @@ def model_class(word: str) -> Any:
     return TasksManager.get_model_class_for_task(word)
 
 
+def check_kind(config: Any, word: str, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint of a kind that transformers has no model of for a task.
+
+    Raises:
+        InputError: there is none.
+    """
+    if type(config) not in model_class(word)._model_mapping:
+        raise InputError(
+            f"{checkpoint} is a {config.model_type}, and transformers has no model of that kind for {word}; give a "
+            "checkpoint of a model for that task"
+        )
+
+
 def class_names(config: Any) -> tuple[str, ...]:
     """The class names of a transformers config, in the order of the logits."""
     return tuple(config.id2label[i] for i in range(config.num_labels))
@@ -209,6 +222,7 @@ def load_pretrained(
     where, auto_class = open_folder(checkpoint), model_class(word)
     with reading_weights(checkpoint), quiet_transformers():
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        check_kind(config, word, checkpoint)
         if getattr(config, "problem_type", None) not in (None, "single_label_classification"):
             raise InputError(f"{checkpoint} is made for {config.problem_type}; {word} gives each example one class")
         if labels is not None and classes:

@@ -28,6 +28,33 @@ RESAMPLED = "by the paired bootstrap over examples (expanded percentiles)"
 
 
 @dataclass(frozen=True)
+class Perplexity:
+    """How surprised a language model is: e to the mean of −log p of the next token.
+
+    Attributes:
+        value, interval: of the model, with its 95 % interval.
+        teacher: of its teacher on the same tokens.
+        ratio, ratio_interval: value over teacher, with the paired 95 % interval.
+        tokens: how many were predicted; of models with different tokenizers those of the teacher, for whom both count.
+        bits_per_byte: −log₂ p of the text over its bytes, which is the same in all tokenizers.
+        teacher_bits_per_byte: of its teacher.
+    """
+
+    value: float
+    interval: Interval
+    teacher: float
+    ratio: float
+    ratio_interval: Interval
+    tokens: int
+    bits_per_byte: float | None = None
+    teacher_bits_per_byte: float | None = None
+
+    def rise(self) -> tuple[float, Interval]:
+        """How far above the teacher's it is, as a share of the teacher's, with its interval."""
+        return self.ratio - 1, Interval(self.ratio_interval.low - 1, self.ratio_interval.high - 1)
+
+
+@dataclass(frozen=True)
 class Scorecard:
     """A model on N examples, and the same N by its teacher.
 
@@ -51,6 +78,7 @@ class Scorecard:
         method: how the intervals were made.
         beside: other metrics of this model by name, shares of 1 or correlations.
         correlation: whether the metric is a correlation, and so no share.
+        perplexity: of a language model.
     """
 
     metric: str
@@ -75,6 +103,7 @@ class Scorecard:
     method: str = CLOSED_FORMS
     beside: dict[str, float] = field(default_factory=dict)
     correlation: bool = False
+    perplexity: Perplexity | None = None
 
     @property
     def scale(self) -> str:
@@ -84,6 +113,15 @@ class Scorecard:
     def shown(self, value: float, digits: int = 1) -> str:
         """A value of the metric as a person reads it: `91.2%`, or `84.3` for a correlation times 100."""
         return f"{value * 100:.{digits}f}" + ("" if self.correlation else "%")
+
+    def also(self) -> list[str]:
+        """What a person should read beside the metric, a few words each: `perplexity 4.29 (1.03 × the teacher’s)`."""
+        words = [f"{name} {share * 100:.1f}" for name, share in self.beside.items()]
+        if one := self.perplexity:
+            apart = one.ratio != 1 or one.ratio_interval != Interval(1, 1)
+            words.append(f"perplexity {one.value:.4g}" + (f" ({one.ratio:.3f} × the teacher’s)" if apart else ""))
+            words += [f"{one.bits_per_byte:.3f} bits a byte"] if one.bits_per_byte is not None else []
+        return words
 
     def to_json(self) -> dict[str, Any]:
         """A plain dict."""

@@ -148,7 +148,9 @@ class QuestionAnswering(OfText):
                 )
         return examples
 
-    def checked(self, examples: Examples, names: tuple[str, ...], *, judging: bool = False) -> Examples:
+    def checked(
+        self, examples: Examples, names: tuple[str, ...], *, encode: Encoder | None = None, judging: bool = False
+    ) -> Examples:
         """The examples as they are; see `Task.checked`."""
         if judging:
             check_not_empty(examples)
@@ -164,11 +166,14 @@ class QuestionAnswering(OfText):
     ) -> Scorecard:
         """F1 of the words of the best span, and beside it the share of exact matches; see `Task.judge`.
 
+        Rows may be wider than the other's by what is masked there: a package of one length pads further.
+
         Raises:
             InputError: the rows are not over the same tokens.
         """
-        n = len(examples)
-        if mine.shape != teacher.shape or len(mine) != 2 * n or not isinstance(encode, SpansEncoder):
+        n, both = len(examples), min(mine.shape[1], teacher.shape[1])
+        beyond = any((one[:, both:] > MASKED).any() for one in (mine, teacher))
+        if beyond or not len(mine) == len(teacher) == 2 * n or not isinstance(encode, SpansEncoder):
             raise InputError(
                 f"the model's outputs are {mine.shape}, the teacher's {teacher.shape}, for {n} questions; "
                 "they must be over the same tokens"

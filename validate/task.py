@@ -18,6 +18,7 @@ from potstill.validate.encoder import ArrayEncoder, ImageEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.examples import Rows
 from potstill.validate.files import read_json
+from potstill.validate.language import TextGeneration
 from potstill.validate.model import LogitsOf, Model, OneClass, OnnxModel, Task, quiet_transformers
 from potstill.validate.pretrained import Pretrained, class_names, open_onnx
 from potstill.validate.quantized import restored
@@ -134,5 +135,6 @@ TASKS: Mapping[str, Task] = {
         AudioClassification(),
         FeatureExtraction(),
         QuestionAnswering(),
+        TextGeneration(),
     )
 }

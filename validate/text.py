@@ -17,10 +17,22 @@ class OfText(Pretrained):
     encode_by: type[TextEncoder] = TextEncoder
 
     def open_tool(self, folder: str) -> Any:
-        """The tokenizer."""
+        """The tokenizer.
+
+        Raises:
+            InputError: there is none.
+        """
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except ValueError as error:
+            if "backend tokenizer" not in str(error):
+                raise
+            raise InputError(
+                f"{folder} has no tokenizer (tokenizer.json); save the model's own there with "
+                "AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+            ) from error
 
     def encoder(  # type: ignore[override]  # a task's own options
         self, tool: Any, core: nn.Module, checkpoint: Checkpoint, max_length: int = 128

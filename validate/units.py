@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from potstill.validate.errors import InputError
 
 SHARE: Mapping[str, float] = {"%": 0.01}
+RISE: Mapping[str, float] = {"%": 0.01}  # may be above 100 %
 NATS: Mapping[str, float] = {"nats": 1.0}
 BYTES: Mapping[str, float] = {"kB": 1e3, "MB": 1e6, "GB": 1e9}
 SECONDS: Mapping[str, float] = {"ms": 1e-3, "s": 1.0}
@@ -24,6 +25,11 @@ def signed(value: float, digits: int = 2) -> str:
     """A number with its sign: `+0.50`, `−1.20`, `0.00`."""
     text = f"{value:+.{digits}f}".replace("-", "−")
     return text if text.strip("+−0.") else text[1:]
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: `1 example`, `2,000 examples`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -75,16 +81,17 @@ def parse_limit(text: str) -> Limit:
     return Limit(amount, found[2])  # type: ignore[arg-type]
 
 
-def parse_quantity(text: str, units: Mapping[str, float]) -> float:
+def parse_quantity(text: str, units: Mapping[str, float], *, zero: bool = False) -> float:
     """A number with one of some units: `97%`, `0.05nats`, `20MB`, `30ms`, as shares of 1, nats, bytes or seconds.
 
     Raises:
-        InputError: it has no such unit, is no number above 0, or is a share above 100 %.
+        InputError: it has no such unit, is no number above 0 (with `zero`: from 0 on), or is a share above 100 %.
     """
     found = re.match(rf"^\s*{_NUMBER}\s*({'|'.join(units)})\s*$", str(text))
-    if not found or not float(found[1]):
+    if not found or not (float(found[1]) or zero):
         example = " or ".join(f"{20 if unit != 'nats' else 0.1:g}{unit}" for unit in units)
-        raise InputError(f"{text!r} is not a limit here; write a number above 0 with its unit, like {example}")
+        least = "from 0 on" if zero else "above 0"
+        raise InputError(f"{text!r} is not a limit here; write a number {least} with its unit, like {example}")
     value = float(found[1]) * units[found[2]]
     if units is SHARE and value > 1:
         raise InputError(f"{text!r} is more than all")
@@ -97,10 +104,12 @@ PARSERS: Mapping[str, Callable[[str], Any]] = {  # each limit of a gate, by the 
     "min_agreement": partial(parse_quantity, units=SHARE),
     "max_flips": partial(parse_quantity, units=SHARE),
     "max_divergence": partial(parse_quantity, units=NATS),
+    "max_perplexity_rise": partial(parse_quantity, units=RISE),
     "max_calibration_error": partial(parse_quantity, units=SHARE),
     "max_size": partial(parse_quantity, units=BYTES),
     "max_latency": partial(parse_quantity, units=SECONDS),
     "max_memory": partial(parse_quantity, units=BYTES),
+    "max_fallback": partial(parse_quantity, units=SHARE, zero=True),
 }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from potstill.validate.metrics import CONFIDENCE, Interval, paired_difference
 from potstill.validate.slices import LEAST_TESTED, Slice
-from potstill.validate.units import Limit, nearest, signed
+from potstill.validate.units import Limit, counted, nearest, signed
 from potstill.validate.verdict import Check, ask, examples_to_decide
 
 NAME = "max_slice_drop"
@@ -70,10 +70,10 @@ class _Test:
         """The figures of a slice."""
         one = tested.slice
         return (
-            f"{what} of {len(self.tested)} slices: {_name(one)}, {one.accuracy * 100:.2f}% against the teacher's "
-            f"{one.teacher_accuracy * 100:.2f}% on {one.examples} examples: {signed(one.difference * 100)} points, 95 "
-            f"% interval {signed(one.interval.low * 100)} to {signed(one.interval.high * 100)}, limit "
-            f"{signed(-self.limit.of(one.teacher_accuracy) * 100)}"
+            f"{what} of {counted(len(self.tested), 'slice')}: {_name(one)}, {one.accuracy * 100:.2f}% against the "
+            f"teacher's {one.teacher_accuracy * 100:.2f}% on {counted(one.examples, 'example')}: "
+            f"{signed(one.difference * 100)} points, 95 % interval {signed(one.interval.low * 100)} to "
+            f"{signed(one.interval.high * 100)}, limit {signed(-self.limit.of(one.teacher_accuracy) * 100)}"
         )
 
 
@@ -86,7 +86,7 @@ def judge_slices(slices: list[Slice], limit: Limit, *, strict: bool) -> Check:
     known = [one for one in slices if one.p is not None]
     left = len(slices) - len(known)
     if not known:
-        told = f"none of {left} slices has {LEAST_TESTED} examples, so {NAME} was not checked"
+        told = f"none of {counted(left, 'slice')} has {LEAST_TESTED} examples, so {NAME} was not checked"
         return Check(NAME, "undecided", not strict, told)
     level = 1 - (1 - CONFIDENCE) / len(known)
     corrected = [paired_difference(one.lost, one.gained, one.examples, level) for one in known]
@@ -95,7 +95,7 @@ def judge_slices(slices: list[Slice], limit: Limit, *, strict: bool) -> Check:
     failing, above = test.worst(_Tested.upper)
     if above < 0:
         ends = f"{signed(failing.corrected.low * 100)} to {signed(failing.upper() * 100)}"
-        told = f"{test.told(failing)}, corrected for {len(known)} slices {ends}{note}"
+        told = f"{test.told(failing)}, corrected for {counted(len(known), 'slice')} {ends}{note}"
         return Check(NAME, "fail", False, told, nearest=test.nearest())
     if test.worst(_Tested.lower)[1] >= 0:
         return Check(NAME, "pass", True, test.told(test.worst(_Tested.estimate)[0]) + note)

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from potstill.validate.errors import InputError
-from potstill.validate.external_data import files_of
+from potstill.validate.external_data import files_of, streamed_bytes, weight_bytes
 
 
 @pytest.fixture
@@ -47,3 +47,23 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         InputError, match="cannot be read as ONNX .*; expected a whole .onnx file: copy or export it again"
     ):
         files_of(tmp_path / "m.onnx")
+
+
+def test_what_a_run_reads_whole() -> None:
+    """A table that is looked up by row is not read whole, unless something else reads it, too."""
+    tensors = [
+        numpy_helper.from_array(np.ones((100, 8), np.float32), "table"),
+        numpy_helper.from_array(np.ones((50, 8), np.float32), "tied"),
+        numpy_helper.from_array(np.ones((8, 50), np.float32), "matrix"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["a"]), helper.make_node("Gather", ["tied", "ids"], ["b"]),
+        helper.make_node("MatMul", ["a", "matrix"], ["c"]), helper.make_node("Shape", ["tied"], ["d"]),
+    ]  # fmt: skip
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, [1])
+    out = helper.make_tensor_value_info("c", TensorProto.FLOAT, [1, 50])
+    model = helper.make_model(helper.make_graph(nodes, "g", [ids], [out], tensors))
+    assert streamed_bytes(model) == sum(one.ByteSize() for one in tensors[1:])
+    del model.graph.node[3]
+    assert streamed_bytes(model) == tensors[2].ByteSize()
+    assert weight_bytes(model) == sum(one.ByteSize() for one in tensors)

@@ -1,11 +1,21 @@
 """Whole or not there."""
 
 import hashlib
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from potstill.validate.files import sha256_file, sha256_folder, sha256_json, size_bytes, whole_folder, write_text
+from potstill.validate.files import (
+    sha256_file,
+    sha256_folder,
+    sha256_json,
+    short_folder,
+    size_bytes,
+    whole_file,
+    whole_folder,
+    write_text,
+)
 
 
 def test_a_folder_appears_only_when_the_block_ends_well(tmp_path: Path) -> None:
@@ -32,6 +42,20 @@ def test_an_older_folder_stays_until_the_new_one_is_whole(tmp_path: Path) -> Non
     assert [p.name for p in (tmp_path / "made").iterdir()] == ["new"]
 
 
+def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "file"
+    for content in (b"old", b"new"):
+        with whole_file(target) as aside:
+            aside.write_bytes(content)
+            assert not target.exists() or target.read_bytes() == b"old"
+        assert target.read_bytes() == content
+    with pytest.raises(ZeroDivisionError), whole_file(target) as aside:
+        aside.write_bytes(b"half")
+        raise ZeroDivisionError
+    assert target.read_bytes() == b"new"
+    assert [path.name for path in target.parent.iterdir()] == ["file"]
+
+
 def test_text_is_replaced_whole(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "1")
     write_text(tmp_path / "a", "2")
@@ -47,3 +71,10 @@ def test_hashes(tmp_path: Path) -> None:
     assert sha256_folder(tmp_path) != before
     assert sha256_json({"a": 1, "b": 2}) == sha256_json({"b": 2, "a": 1})
     assert size_bytes(tmp_path) == size_bytes(tmp_path / "b") == 5
+
+
+def test_a_socket_has_room_below_a_short_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/a/short/one")
+    assert short_folder() is None  # the usual one
+    monkeypatch.setattr(tempfile, "tempdir", "/" + 60 * "a")
+    assert short_folder() == "/tmp"

@@ -14,6 +14,7 @@ from potstill.validate.errors import InputError
 from potstill.validate.gate import BYTES, NATS, SECONDS, SHARE, Gate, Limit, parse_limit, parse_quantity
 from potstill.validate.metrics import Interval
 from potstill.validate.scorecard import Scorecard, judge, paired
+from potstill.validate.units import PARSERS
 
 
 def card(lost: int, gained: int, n: int, teacher_right: int) -> Scorecard:
@@ -103,6 +104,12 @@ def test_a_drop_right_at_the_limit_cannot_be_decided() -> None:
 )
 def test_quantities_carry_their_unit(text: str, units: Mapping[str, float], value: float) -> None:
     assert parse_quantity(text, units) == pytest.approx(value)
+
+
+def test_nothing_may_fall_back() -> None:
+    assert PARSERS["max_fallback"]("0%") == 0
+    with pytest.raises(InputError, match="'0' is not a limit here; write a number from 0 on with its unit, like 20%"):
+        PARSERS["max_fallback"]("0")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from potstill.validate.data import load_examples
 from potstill.validate.examples import Arrays, Examples, Pairs
 from potstill.validate.leaks import Leak, leak, leaked_rows, leaks_from_json, leaks_to_json, near
 from potstill.validate.near_pictures import _areas, cells
-from potstill.validate.near_texts import _plain, shingles
+from potstill.validate.near_texts import plain, shingles
 
 
 def of_texts(texts: list[str]) -> Examples:
@@ -34,7 +34,7 @@ def pairs_of(one: Examples, other: Examples) -> list[list[int]]:
 
 def jaccard(a: str, b: str) -> float:
     """By Python's own sets."""
-    one, other = ({_plain(text)[i : i + 5] for i in range(len(_plain(text)) - 4)} for text in (a, b))
+    one, other = ({plain(text)[i : i + 5] for i in range(len(plain(text)) - 4)} for text in (a, b))
     return len(one & other) / len(one | other)
 
 
@@ -89,7 +89,7 @@ def test_many_equal_texts_are_compared_once() -> None:
 
 def test_sets_of_shingles_are_those_of_python() -> None:
     texts = ["The film, the FILM", "ok", "!!", "?!", ""]
-    assert np.diff(shingles([_plain(text) for text in texts]).indptr).tolist() == [9, 1, 1, 1, 1]
+    assert np.diff(shingles([plain(text) for text in texts]).indptr).tolist() == [9, 1, 1, 1, 1]
     assert pairs_of(of_texts(["!!", "ok"]), of_texts(["?!", "OK."])) == [[1, 1]]
 
 

@@ -9,17 +9,20 @@ import numpy as np
 import pytest
 
 from potstill.pipeline.limits import GateSpec
+from potstill.targets.coverage import Coverage, Left
+from potstill.targets.fallback import judge_fallback
 from potstill.validate.calibration import Bin, Calibration, Reliability
 from potstill.validate.gate import Check, Verdict, nearest_in_words
 from potstill.validate.metrics import Interval
-from potstill.validate.scorecard import Scorecard, paired
+from potstill.validate.scorecard import Perplexity, Scorecard, paired
 from potstill.validate.slices import Slice, by_column, slices
 from potstill.validate.units import BYTES, PARSERS, SECONDS, nearest, nearest_cost
 
 TIGHT = {
     "max_drop": ("0pp", "0%"), "max_slice_drop": ("0pp", "0%"), "min_agreement": ("100%",), "max_flips": ("0.0001%",),
     "max_divergence": ("0.000001nats",), "max_calibration_error": ("0.0001%",), "max_size": ("0.001kB",),
-    "max_latency": ("0.000001ms",), "max_memory": ("0.001kB",),
+    "max_latency": ("0.000001ms",), "max_memory": ("0.001kB",), "max_fallback": ("0%",),
+    "max_perplexity_rise": ("0.0001%",),
 }  # fmt: skip
 
 
@@ -30,10 +33,13 @@ def made(rng: np.random.Generator) -> tuple[Scorecard, list[Slice], Calibration,
     right = np.where(rng.random(n) < rng.choice([0.01, 0.05, 0.3]), ~teacher, teacher)
     ece, low, high = rng.choice([1e-3, 0.1]) * np.sort(rng.random(3))[rng.permutation(3)]
     side = Reliability(float(ece), Interval(*sorted((float(low), float(high)))), [Bin(n, 0.9, 0.8)])
+    rise = float(rng.gamma(0.5, 0.2))
+    perplexity = Perplexity(4.0, Interval(3, 5), 4.0, 1 + rise, Interval(1 + 0.9 * rise, 1 + 1.2 * rise), 100)
     kl, agree = float(rng.gamma(0.5, 0.2)), float(rng.uniform(0.5, 1))
     card = Scorecard(
         metric="accuracy", data="made", kl_nats=kl, kl_interval=Interval(0.9 * kl, 1.2 * kl), agreement=agree,
-        agreement_interval=Interval(agree * 0.99, min(1, agree * 1.01)), **paired(right, teacher),
+        agreement_interval=Interval(agree * 0.99, min(1, agree * 1.01)), perplexity=perplexity,
+        **paired(right, teacher),
     )  # fmt: skip
     found = slices(right, teacher, [by_column("kind", rng.integers(0, rng.integers(1, 9), size=n).tolist())])
     cost = float(10 ** rng.uniform(-2, 4))
@@ -44,7 +50,10 @@ def judged(limits: dict[str, str], undecided: str, model: Any) -> dict[str, Chec
     card, found, calibration, size, ms, mb = model
     gate = GateSpec.model_validate(limits | {"undecided": undecided}).build()
     verdict = gate.with_costs(gate(card, size, slices=found, calibration=calibration), ms, mb, "a machine")
-    return {check.limit: check for check in verdict.checks}
+    left = (Left("", "Relu", ""),) * (size % 40 + 1)
+    assert gate.max_fallback is not None
+    fallback = judge_fallback(Coverage("estimated", "", "", 173, 1, left, 0.0), gate.max_fallback, strict=True)
+    return {check.limit: check for check in [*verdict.checks, fallback]}
 
 
 def tighter(name: str, text: str) -> str:

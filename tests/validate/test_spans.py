@@ -161,3 +161,13 @@ def test_rows_over_other_tokens_are_refused(model: Model, span_files: dict[str, 
     assert isinstance(model.encode, SpansEncoder)
     with pytest.raises(InputError, match="must be over the same tokens"):
         SPANS.judge(np.zeros((2, 9), np.float32), np.zeros((2, 8), np.float32), examples, model.encode)
+
+
+def test_rows_that_are_padded_further_are_the_same_answers(model: Model, span_files: dict[str, Path]) -> None:
+    """A package with one length for all pads to it, its teacher to the longest of a batch."""
+    examples = SPANS.examples(str(span_files["eval"]), {}).take(range(20), "some")
+    rows = predicted(TorchPredictor(model, "teacher", CPU), examples, SPANS.length_of)
+    wider = np.pad(rows, ((0, 0), (0, 8)), constant_values=MASKED)
+    card = SPANS.judge(rows, rows, examples, model.encode)
+    assert SPANS.judge(wider, rows, examples, model.encode) == SPANS.judge(rows, wider, examples, model.encode) == card
+    assert card.agreement == 1

@@ -31,7 +31,9 @@ def judged(*made: Slice, limit: str = "3pp", strict: bool = False) -> Check:
 def test_it_passes_where_every_slice_holds_the_limit() -> None:
     found = judged(piece("cat", 4000, 40, 20), piece("dog", 4000, 60, 20), piece("owl", 9, 9), strict=True)
     assert (found.limit, found.outcome, found.passed) == ("max_slice_drop", "pass", True)
-    assert found.reason.startswith("worst of 2 slices: class ‘dog’, 89.00% against the teacher's 90.00% on 4000 exampl")
+    assert found.reason.startswith(
+        "worst of 2 slices: class ‘dog’, 89.00% against the teacher's 90.00% on 4,000 exampl"
+    )
     assert re.search(r"−1\.00 points, 95 % interval −1\.4\d to −0\.5\d, limit −3\.00; 1 of fewer than 10", found.reason)
 
 

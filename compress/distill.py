@@ -16,6 +16,8 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from potstill.compress.layer_losses import LAYERS
 from potstill.compress.lesson import Collator, Indices, Lesson, Order
 from potstill.compress.losses import AS_VECTORS, SOFT
+from potstill.compress.meeting import check_losses, meeting_of
+from potstill.compress.on_policy import Writer
 from potstill.compress.output_cache import OutputCache
 from potstill.compress.pupil import Pupil, Taught
 from potstill.compress.teacher import Teacher, Weighing, identity, sharded
@@ -30,6 +32,9 @@ from potstill.validate.task import Model, quiet_transformers
 MOST_STEPS_BETWEEN_SAVES = 500
 OF_VECTORS: Mapping[str, float] = {"similarity": 1.0}  # the student may have another width
 OF_CLASSES: Mapping[str, float] = {"hard": 1.0, "kl": 0.5, "dist": 2.0}
+OF_OTHER_TOKENS: Mapping[str, float] = {"hard": 1.0}  # texts alone; see docs/decisions.md
+OF_FEWER_TOKENS: Mapping[str, float | dict[str, Any]] = {"kl": {"weight": 1.0, "temperature": 1.0}, "hard": 1.0}
+OF_TOKENS: Mapping[str, float | dict[str, Any]] = {"kl": {"weight": 0.9, "temperature": 1.0}, "hard": 0.1}
 OTHERWISE: Mapping[str, float] = {"kl": 0.9, "hard": 0.1}
 
 Log = list[dict[str, float]]
@@ -41,9 +46,10 @@ class Distill:
 
     By default the loss is 0.9 · T² KL(teacher ‖ student at temperature T) + 0.1 · cross-entropy (Hinton, Vinyals and
     Dean 2015, "Distilling the knowledge in a neural network"); for three classes or more cross-entropy, 0.5 · KL and
-    2 · DIST (Huang 2022); for embeddings their similarities (Tung 2019). AdamW, a linear warm-up over
-    the first tenth of the steps, then a linear decay to zero. The checkpoint with the lowest loss on held-out training
-    examples is kept.
+    2 · DIST (Huang 2022); for embeddings their similarities (Tung 2019); for next tokens T is 1, as the teacher's
+    distribution is soft by itself, both have the weight 1 for a student with fewer tokens, and one with others learns
+    by cross-entropy alone. AdamW, a linear warm-up over the first tenth of the steps, then a linear decay to zero. The
+    checkpoint with the lowest loss on held-out training examples is kept.
 
     Under `torchrun` each batch is shared out over the processes, and gradients are averaged: the same student as by
     one process where a loss is a mean over examples. Three kinds are not quite that: of words or tokens each process
@@ -53,7 +59,7 @@ class Distill:
     Attributes:
         epochs: passes over the training examples.
         temperature: T of the losses that have one; higher softens the teacher's distribution. By default each
-            loss's own: 2 for the divergences and `dist`, 4 for `decoupled`.
+            loss's own: 2 for the divergences and `dist` (1 for next tokens), 4 for `decoupled`.
         losses: weights by name (`kl: 0.9`), or a mapping with `weight`, settings of its own and, for layers,
             `layers`; see losses.py and layer_losses.py. By default what suits the task.
         batch_size: examples a step, over all processes.
@@ -71,6 +77,7 @@ class Distill:
         accumulate: batches of `batch_size` for one step of the optimizer.
         checkpointing: compute activations anew in the backward pass, to save memory; transformers models only.
         patience: stop after so many evaluations on held-out examples without a better one; None never stops.
+        on_policy: share of the batches whose texts the student writes itself, of 0 to 1; language models only.
         shard_teacher: spread a teacher that fits on no single device over the processes of `torchrun` (FSDP).
     """
 
@@ -89,6 +96,7 @@ class Distill:
     accumulate: int = 1
     checkpointing: bool = False
     patience: int | None = None
+    on_policy: float = 0.0
     shard_teacher: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +107,8 @@ class Distill:
                 raise ValueError(f"{name} must be above 0, and is {value:g}")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must be above 0 and below 1, and is {self.learning_rate:g}")
+        if not 0 <= self.on_policy <= 1:
+            raise ValueError(f"on_policy must be from 0 to 1, and is {self.on_policy:g}")
         if self.views and not self.augment:
             raise ValueError("views are of augmented examples; say which: augment: [flip, shift]")
         if self.losses is not None:
@@ -130,7 +140,9 @@ class Distill:
             callbacks=callbacks,
         )
         order = Order(len(lesson.train), lesson.seed, _lengths(lesson), self.batch_size)
-        trainer.give(work.pupil, work.teacher, order, work.kept, lesson.train.name, self.shard_teacher)
+        trainer.give(
+            work.pupil, work.teacher, order, work.kept, lesson.train.name, self.shard_teacher, work.writer, work.meeting
+        )
         try:
             with progress, quiet_transformers():
                 trainer.train(resume_from_checkpoint=trainer.taken_up())
@@ -142,8 +154,8 @@ class Distill:
         ]
         return [*log, {"step": float(trainer.state.global_step), **trainer.taught()}]
 
-    def terms(self, lesson: Lesson) -> list[Term]:
-        """The losses with their weights; by default those of the task.
+    def terms(self, lesson: Lesson, student: Model) -> list[Term]:
+        """The losses with their weights; by default those of the task, and of the student's tokens.
 
         Correlations beside the divergence where each example has one of three classes or more; what was tried stands
         in docs/decisions.md. With two classes a correlation says nothing, and of words and spans the columns are no
@@ -153,6 +165,10 @@ class Distill:
             return terms(self.losses, self.temperature)
         if lesson.task.gives == "vector":
             return terms(OF_VECTORS, self.temperature)
+        if lesson.task.gives == "tokens":
+            meeting = meeting_of(student, lesson.teacher)
+            of_its_own = OF_OTHER_TOKENS if meeting.columns is None else OF_FEWER_TOKENS
+            return terms(of_its_own if meeting.own else OF_TOKENS, self.temperature)
         one_of_many = lesson.task.gives == "class" and len(lesson.teacher.labels) > 2
         return terms(OF_CLASSES if one_of_many else OTHERWISE, self.temperature)
 
@@ -173,6 +189,11 @@ class Distill:
             raise InputError(
                 f"batch_size {self.batch_size} is shared out over {world_size()} processes; give a multiple of that"
             )
+        if self.on_policy and lesson.task.gives != "tokens":
+            raise InputError(f"on_policy is for language models, which write; the task is {lesson.task.word}")
+        check_losses(self.terms(lesson, student), student, lesson, self.on_policy)
+        if self.on_policy and not any(term.name in SOFT for term in self.terms(lesson, student)):
+            raise InputError("on_policy needs a loss that reads the teacher, such as kl: what is written has no labels")
         if self.shard_teacher and world_size() == 1:
             raise InputError("shard_teacher spreads the teacher over the processes of torchrun, and there is one only")
 
@@ -226,7 +247,7 @@ class Work:
 
     def __init__(self, stage: Distill, student: Model, lesson: Lesson, device: torch.device) -> None:
         self._stage, self._lesson = stage, lesson
-        found = stage.terms(lesson)
+        found = stage.terms(lesson, student)
         layered = any(term.name in LAYERS for term in found)
         teachers = lesson.teachers if layered or any(term.name in SOFT for term in found) else ()
         samples = lesson.train.rows([0, min(1, len(lesson.train) - 1)])
@@ -244,9 +265,12 @@ class Work:
         if stage.compile:
             student.module.compile()
         width = _width(lesson.teacher, encoded[1]) if teachers and not layered else None
-        logits = bool(lesson.teacher.labels) and not any(term.name in AS_VECTORS for term in found)
+        of_classes = bool(lesson.teacher.labels) or lesson.task.gives == "tokens"
+        logits = of_classes and not any(term.name in AS_VECTORS for term in found)
         self.kept = self._keep_outputs(width, logits, stage._precision(device)) if stage.cache and width else {}
         self.teacher = self._teacher(teachers, device) if teachers else None
+        self.meeting = meeting_of(student, lesson.teacher)
+        self.writer = Writer(student, teachers, lesson, stage.on_policy) if stage.on_policy else None
         views = Views(stage.augment, len(lesson.train), lesson.seed) if stage.augment else None
         self.collate = Collator(lesson, student, teachers, views, stage.views or 0, self.kept, stage.shard_teacher)
 
@@ -297,6 +321,7 @@ def rehearsal(
 
     To estimate time and memory: the weights stay as they are.
     """
+    stage._check(student, lesson, device)
     work = Work(stage, student, lesson, device)
     optimizer = torch.optim.AdamW(work.pupil.parameters(), lr=0.0, weight_decay=0.0)
     work.pupil.train()
@@ -305,6 +330,7 @@ def rehearsal(
         batch = work.collate([("train", 0, i) for i in indices])
         taught = work.teacher([_on(device, tensors) for tensors in batch["teachers"]]) if work.teacher else Taught(None)
         keep = None if batch["keep"] is None else batch["keep"].to(device)
+        taught = work.meeting(taught, batch["met"])
         parts = work.pupil(_on(device, batch["student"]), taught, batch["labels"].to(device), keep)
         work.pupil.weighted(parts).backward()
         optimizer.step()

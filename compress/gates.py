@@ -11,7 +11,7 @@ Shapes: B examples in a batch, U units of a part (heads of a layer, neurons of a
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from potstill.compress.losses import hard
+from potstill.validate.aligned import read_by
 from potstill.validate.data import Examples
 from potstill.validate.errors import InputError
 from potstill.validate.examples import IGNORED
 from potstill.validate.progress import track
 from potstill.validate.task import Model
+from potstill.validate.tokens import TokensEncoder
 
 BATCH = 32
 
@@ -113,6 +115,9 @@ def importance(
     Raises:
         InputError: a part mixes the examples of a batch, so that none can be judged alone; or there are no labels.
     """
+    if not parts:
+        return []
+    model, examples = one_by_one(model), read_by(examples, model.encode)
     module = model.module.to(device).eval()
     totals, labelled = [np.zeros(part.units) for part in parts], 0
     with track("weighing what can be pruned", len(examples)) as advance:
@@ -132,6 +137,13 @@ def importance(
         raise InputError(f"importance is measured with labels, and {examples.name} has none")
     module.to("cpu")
     return [total / len(examples) for total in totals]
+
+
+def one_by_one(model: Model) -> Model:
+    """The model with each example in a row of its own, where its encoder would pack several into one."""
+    return (
+        replace(model, encode=replace(model.encode, packs=False)) if isinstance(model.encode, TokensEncoder) else model
+    )
 
 
 def outputs(

@@ -3,14 +3,14 @@
 Shapes: B examples in a batch, T tokens or patches, D hidden dimensions, L layers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name that torch's own documentation uses
 
-from potstill.compress.anatomy import Spaces, number, stacks
+from potstill.compress.anatomy import Spaces, along, number, sizes_of, stacks
 from potstill.compress.layers import hooked
 from potstill.compress.losses import hard
 from potstill.validate.data import Examples
@@ -45,17 +45,17 @@ def taylor_importance(model: Model, examples: Examples, spaces: Spaces, seed: in
         raise InputError(f"importance is measured with class labels, and those of {examples.name} are none")
     weights = {name: w for name, w in model.core.named_parameters() if any(spaces.get(name, ()))}
     scores: dict[str, Tensor] = {}
-    labelled = 0
+    labelled, sizes = 0, sizes_of(model.core)
     for tensors, labels in _batches(model, examples, seed):
         labelled += int((labels != IGNORED).sum())
         loss = hard(model.answers(tensors), labels)
         slopes = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
         for (name, w), slope in zip(weights.items(), slopes, strict=True):
             change = (w.detach() * slope).abs()
-            for dim, space in enumerate(spaces[name]):
-                if space:
-                    part = change.transpose(0, dim).flatten(1).sum(dim=1) if change.ndim > 1 else change
-                    scores[space] = scores.get(space, 0) + part.double().cpu()
+            for dim, dimension in enumerate(spaces[name]):
+                part = change.transpose(0, dim).flatten(1).sum(dim=1) if change.ndim > 1 else change
+                for space, place in along(dimension, len(part), sizes):
+                    scores[space] = scores.get(space, 0) + part[place].double().cpu()
     if not labelled:
         raise InputError(
             f"importance is measured with labels, and {examples.name} has none; cut layers, vocabulary or rank instead"
@@ -87,16 +87,22 @@ def block_influence(model: Model, examples: Examples, seed: int) -> Tensor:
         for tensors, _labels in _batches(model, examples, seed):
             model.answers(tensors)
             cosines = torch.stack([seen[name] for name in layers])
-            real = tensors["attention_mask"].double() if "attention_mask" in tensors else torch.ones_like(cosines[0])
+            real = _real(tensors, cosines[0])
             tokens += real.sum().item()
             turned += ((1 - cosines) * real).sum(dim=(1, 2)).cpu()
     return turned / tokens
 
 
-def most_important(scores: Tensor, keep: int, size: int = 1) -> Tensor:
-    """Indices, rising, of the dimensions in the `keep` groups of `size` neighbours with the largest sums."""
-    groups = scores.view(-1, size).sum(dim=1).topk(keep).indices.sort().values
-    return (groups[:, None] * size + torch.arange(size)).flatten()
+def _real(tensors: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """1 for each token (B, T) that is no padding; of a language model, that has a next one."""
+    if "places" in tensors:
+        return torch.zeros_like(like).flatten().index_fill(0, tensors["places"], 1.0).view_as(like)
+    return tensors["attention_mask"].double() if "attention_mask" in tensors else torch.ones_like(like)
+
+
+def most_important(scores: Tensor, keep: int) -> Tensor:
+    """Indices, rising, of the `keep` largest scores."""
+    return scores.topk(keep).indices.sort().values
 
 
 def _batches(model: Model, examples: Examples, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:

@@ -16,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from potstill.compress.output_cache import OutputCache
 from potstill.compress.views import Views
+from potstill.validate.aligned import labels_in, met, prefix_of
 from potstill.validate.data import Examples
 from potstill.validate.examples import IGNORED
 from potstill.validate.task import Model, Task
@@ -129,7 +130,8 @@ class Collator:
         Returns:
             `student`: tensors; `taught`: the teachers' outputs (R, C), or None where they are not kept; `teachers`: a
             list of tensors; `labels` (R,); `keep`: bool (R,) or None; `rows`: numbers of the rows in the kept
-            outputs (R,); `part` and `items` (B,): which examples these are.
+            outputs (R,); `part` and `items` (B,): which examples these are; `met`: of a student with a tokenizer of its
+            own the rows of both, see `aligned.met`, else None. Its `labels` and `keep` are of its own tokens.
         """
         part, indices = items[0][0], [index for _, _, index in items]
         view = items[0][1] % self._cycle if self._cycle else items[0][1]
@@ -150,10 +152,13 @@ class Collator:
                 for teacher in self._teachers
             ]
         labels = student["targets"] if "targets" in student else torch.from_numpy(examples.labels_of(indices))
-        keep = _keep(examples, indices, [student, *teachers])
+        keep, both = _keep(examples, indices, [student, *teachers]), None
+        if prefix := prefix_of(self._student.encode):
+            labels = torch.from_numpy(np.concatenate(labels_in(rows, prefix)))
+            keep, both = labels != IGNORED, tuple(map(torch.from_numpy, met(rows)))
         return {
             "student": student, "teachers": teachers, "taught": taught, "labels": labels, "keep": keep,
-            "rows": places, "part": part, "items": np.asarray(indices),
+            "rows": places, "part": part, "items": np.asarray(indices), "met": both,
         }  # fmt: skip
 
 
@@ -177,6 +182,7 @@ def _keep(examples: Examples, indices: Sequence[int], encoded: Sequence[dict[str
         keep.append(labelled if labelled.any() else np.ones_like(labelled))
     kept = torch.from_numpy(np.concatenate(keep))
     for tensors in encoded:
-        starts = tensors["word_starts"]
-        kept &= starts[starts != -1] >= 0
+        if "word_starts" in tensors:
+            starts = tensors["word_starts"]
+            kept &= starts[starts != -1] >= 0
     return kept

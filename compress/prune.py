@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.compress.channel_parts import channels_of, remove_channels
 from potstill.compress.distill import Distill, world_size
-from potstill.compress.gates import Part, importance, outputs, same
+from potstill.compress.gates import Part, importance, one_by_one, outputs, same
 from potstill.compress.lesson import Lesson
 from potstill.compress.transformer_parts import Encoder, encoder_of
 from potstill.validate.data import Examples
@@ -26,6 +26,7 @@ from potstill.validate.low_rank import ranks_of
 from potstill.validate.predictor import best_device
 from potstill.validate.reshape import mark
 from potstill.validate.task import Model
+from potstill.validate.units import counted
 
 Cut = dict[str, dict[str, list[int]]]  # kind -> name of a part -> the units to remove
 Log = list[dict[str, float]]
@@ -48,9 +49,10 @@ class Prune:
     model must compute what it did with the removed units gated to zero.
 
     Attributes:
-        heads: share of all attention heads that is gone at the end, for transformer encoders. The result opens with
+        heads: share of all attention heads that is gone at the end, for transformer encoders (a decoder's share keys
+            and values; `student: {hidden: …}` cuts them by groups). The result opens with
             Potstill, not with `from_pretrained` alone: its config cannot say it.
-        neurons: share of the feed-forward's neurons in each layer, for transformer encoders.
+        neurons: share of the feed-forward's neurons in each layer, for transformers.
         channels: share of the channels of convolutions and of the units of hidden Linear modules, of those that can be
             cut, for other models.
         layers: how many transformer layers go.
@@ -103,8 +105,8 @@ class Prune:
         if student.in_float() is not student:
             raise InputError("a quantised student cannot be pruned: put prune before qat")
         student.module.to("cpu").eval()
-        inputs = student.batch(lesson.train.rows(range(min(TRIED, len(lesson.train)))), device("cpu"))
-        encoder = self._encoder(student)
+        inputs = one_by_one(student).batch(lesson.train.rows(range(min(TRIED, len(lesson.train)))), device("cpu"))
+        encoder = self._encoder(student, writes=lesson.task.gives == "tokens")
         log: Log = [{"round": 0, "step": 0, "epoch": 0, **sizes(student, inputs)}]
         if self.layers and encoder:
             cut = _once(lesson.work / LAYERS, partial(self._least_layers, encoder, student, lesson))
@@ -126,15 +128,22 @@ class Prune:
         """What a reader should know of a run of this stage, from its log."""
         bound = int(log[0].get("bound", 0))
         total = bound + int(log[0].get("free", 0))
-        said = f"{bound:,} of {total:,} channels cannot be pruned, and stayed: the model fixes their number."
+        said = f"{bound:,} of {counted(total, 'channel')} cannot be pruned, and stayed: the model fixes their number."
         return [said] if bound else []
 
     # The steps.
 
-    def _encoder(self, student: Model) -> Encoder | None:
+    def _encoder(self, student: Model, writes: bool) -> Encoder | None:
         """The student's transformer layers, if it has some; refuses kinds of parts that it has not."""
         encoder, name = encoder_of(student.core), type(student.core).__name__
         wrong = [kind for kind in ("heads", "neurons", "layers") if getattr(self, kind) is not None]
+        shared = encoder is not None and encoder.gated and self.heads is not None
+        if shared or (writes and (encoder is None or self.channels is not None)):
+            raise InputError(
+                f"prune: of {name} no {' or '.join(wrong or ['channels'])} can be removed: models of Llama's form "
+                "(Mistral, Qwen, Gemma) lose layers and neurons, other language models nothing; cut the student from "
+                "the teacher instead (student: {hidden: …}), or give a smaller one"
+            )
         if encoder is None and wrong:
             raise InputError(
                 f"prune: {name} has no transformer layers of a known form (BERT, RoBERTa, DistilBERT, ViT and their "

@@ -27,11 +27,13 @@ class Taught:
         outputs: logits (R, C) or embeddings (R, D); None when no loss reads them.
         states: its layers, by what is read and where.
         mask: 1 where it had a token (B, T); None when no loss reads tokens.
+        rows: the student's rows (R,) that the outputs are beside; None where they are beside all of them.
     """
 
     outputs: Tensor | None
     states: Mapping[Point, State] = field(default_factory=dict)
     mask: Tensor | None = None
+    rows: Tensor | None = None
 
 
 class Pupil(nn.Module):
@@ -109,16 +111,18 @@ class Pupil(nn.Module):
         """
         with self._ears:
             outputs, theirs = self._student.answers(tensors), taught.outputs
-        states = self._ears.states()
+        states = of_tokens(self._ears.states(), tensors)
+        beside, of_beside = (one if taught.rows is None else one[taught.rows] for one in (outputs, labels))
         if keep is not None:
             outputs, labels = outputs[keep], labels[keep]
-            theirs = None if theirs is None else theirs[keep]
+            if taught.rows is None:
+                beside, of_beside, theirs = outputs, labels, None if theirs is None else theirs[keep]
         parts = {}
         for term in self._terms:
             if term.name in LAYERS:
                 parts[term.name] = self._of_layers(term, states, taught, tensors)
             elif term.name in SOFT:
-                parts[term.name] = term.function(outputs, theirs, *([labels] if term.needs_labels else []))
+                parts[term.name] = term.function(beside, theirs, *([of_beside] if term.needs_labels else []))
             else:
                 parts[term.name] = term.function(outputs, labels)
         return parts
@@ -143,6 +147,19 @@ class Pupil(nn.Module):
         self._ears.close()
 
 
+def of_tokens(states: Mapping[Point, State], tensors: Tensors) -> Mapping[Point, State]:
+    """Of a language model the hidden states (P, T, D) of the R tokens that have a next one, (1, R, D).
+
+    So a model that packs its examples and one that gives each a row of its own (a Mamba) are compared token by token.
+    """
+    if "places" not in tensors:
+        return states
+    return {
+        point: state.flatten(0, 1)[tensors["places"]][None] if isinstance(state, Tensor) else state
+        for point, state in states.items()
+    }
+
+
 def pairs_of(term: Term, student: Model, teacher: Model, samples: tuple[Tensors, Tensors]) -> list[Pair]:
     """The layers that a term matches.
 
@@ -150,6 +167,8 @@ def pairs_of(term: Term, student: Model, teacher: Model, samples: tuple[Tensors,
         InputError: layers that are not there.
     """
     kind = LAYERS[term.name]
+    if term.name == "pkd" and "places" in samples[0]:
+        raise InputError("pkd matches first tokens, which in a language model have read nothing else; use hidden")
     if kind.reads != "map":
         pairs = layer_pairs(student.core, teacher.core, term.layers, kind.last, term.name)
         if term.name == "attention":

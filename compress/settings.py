@@ -48,8 +48,8 @@ class StudentSettings:
         layers: how many transformer layers to keep, or the indices of those to keep.
         pick: which ones, where `layers` is a number: spread `evenly` from the first to the last, the `first` ones, or
             those of most `importance` on the training examples.
-        hidden: hidden size to keep, a multiple of the teacher's head size; the heads and, unless `neurons` says
-            otherwise, the feed-forward shrink in proportion.
+        hidden: hidden size to keep, a multiple of the teacher's head size; the heads (where several share keys, whole
+            groups, rounded up) and, unless `neurons` says otherwise, the feed-forward shrink in proportion.
         neurons: width of each feed-forward to keep.
         vocabulary: `used` keeps the tokens that the training examples use, a number at most so many of them.
         rank: of the two factors that stand in for each weight of the layers: a share of the full rank, or the rank.

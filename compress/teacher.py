@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from potstill.compress.layers import Ears, Point, blocks
-from potstill.compress.pupil import Taught
+from potstill.compress.pupil import Taught, of_tokens
 from potstill.validate.encoder import Encoder
 from potstill.validate.errors import InputError
 from potstill.validate.files import sha256_folder, sha256_json
+from potstill.validate.language import check_tokenizer
 from potstill.validate.task import Model
+from potstill.validate.tokens import TokensEncoder
 
 Weighing = Literal["fixed", "confidence"]
 
@@ -59,7 +61,7 @@ class Teacher:
         """What they say; `batches` are the same examples, encoded for each."""
         with torch.no_grad(), self._ears:
             outputs = [member.answers(batch) for member, batch in zip(self._members, batches, strict=True)]
-        states = self._ears.states() if self._listening else {}
+        states = of_tokens(self._ears.states(), batches[0]) if self._listening else {}
         mask = batches[0].get("attention_mask") if self._listening else None
         if len(outputs) == 1:
             return Taught(outputs[0], states, mask)
@@ -136,14 +138,17 @@ def _of_encoder(encode: Encoder, folder: str, number: int) -> list[Any]:
     return [sha256_folder(place), getattr(encode, "max_length", None), type(encode).__name__]
 
 
-def order_of(first: Model, member: Model) -> list[int]:
-    """Where a teacher has the first teacher's classes.
+def order_of(first: Model, member: Model) -> list[int] | slice:
+    """Where a teacher has the first teacher's classes; of language models, whose tokens are the same, all in order.
 
     Raises:
-        InputError: it has other classes.
+        InputError: it has other classes, or another tokenizer.
     """
     if member is first:
-        return list(range(len(first.labels)))
+        return slice(None)
+    if isinstance(first.encode, TokensEncoder):
+        check_tokenizer(member, first)
+        return slice(None)
     if not first.labels or sorted(member.labels) != sorted(first.labels):
         raise InputError(
             f"teachers must have the same classes: {first.checkpoint} has {', '.join(first.labels) or 'none'}, "

@@ -19,6 +19,8 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from potstill.compress.lesson import Order
+from potstill.compress.meeting import AS_IT_IS, Meeting
+from potstill.compress.on_policy import Writer
 from potstill.compress.output_cache import OutputCache
 from potstill.compress.pupil import Pupil, Taught
 from potstill.compress.teacher import Teacher
@@ -40,6 +42,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         kept: Mapping[str, OutputCache],
         name: str,
         lockstep: bool,
+        writer: Writer | None = None,
+        meeting: Meeting = AS_IT_IS,
     ) -> None:
         """What the loop needs beside its own arguments.
 
@@ -50,8 +54,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             kept: teachers' outputs on disk.
             name: of the training examples, for messages.
             lockstep: whether the processes must run the teacher at the same time.
+            writer: of batches in the place of others, where the student learns from its own texts.
+            meeting: brings what the teacher says to the rows and tokens of a student with a tokenizer of its own.
         """
         self._pupil, self._teacher, self._order, self._kept, self._name = pupil, teacher, order, kept, name
+        self._writer, self._meeting = writer, meeting
         self._lockstep, self._taught_rows, self._kept_rows = lockstep, 0, 0
         self._parts: dict[str, list[Tensor]] = {}
         self._seen: list[tuple[Tensor, NDArray[np.int64]]] = []  # the loss of each batch, and its examples
@@ -62,6 +69,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor:
         """The weighted sum of the losses."""
+        if self._writer and model.training:
+            with self.accelerator.autocast():
+                inputs = self._writer(inputs, self.state.global_step, self.args.device)
         parts = model(inputs["student"], self._taught(inputs), inputs["labels"], inputs["keep"])
         loss = self._pupil.weighted(parts)
         if model.training:
@@ -77,14 +87,14 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             known = bool(self.accelerator.gather(torch.tensor([known], device=self.args.device)).all())
         if self._teacher is None or known:
             self._kept_rows += len(inputs["labels"]) if known else 0
-            return Taught(inputs["taught"])
+            return self._meeting(Taught(inputs["taught"]), inputs["met"])
         with self.accelerator.autocast():
             taught = self._teacher(inputs["teachers"])
         self._taught_rows += len(inputs["labels"])
         if inputs["part"] in self._kept and taught.outputs is not None:
             device = taught.outputs.device
             taught.outputs = self._kept[inputs["part"]].write(inputs["rows"], taught.outputs).to(device)
-        return taught
+        return self._meeting(taught, inputs["met"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the parts of the loss to what is logged; stop a training that has gone wrong.

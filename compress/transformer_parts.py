@@ -1,4 +1,4 @@
-"""What can be cut out of a transformer encoder: layers, heads, neurons of the feed-forward.
+"""What can be cut out of a transformer: layers, neurons of the feed-forward, and heads of an encoder.
 
 The Linear modules are cut directly (with torch-pruning's functions): in a transformer each part is one feature range of
 a few named modules, and its config has to say the same, which a traced graph does not know.
@@ -29,17 +29,21 @@ class Names:
     output: str
     up: str
     down: str
+    gate: str | None = None  # of a gated feed-forward, beside `up`
 
 
 KNOWN = (
     Names("attention.self", ("query", "key", "value"), "attention.output.dense", "intermediate.dense", "output.dense"),
     Names("attention", ("q_lin", "k_lin", "v_lin"), "attention.out_lin", "ffn.lin1", "ffn.lin2"),
     Names("attention", ("q_proj", "k_proj", "v_proj"), "attention.o_proj", "mlp.fc1", "mlp.fc2"),
-)  # BERT, RoBERTa, ELECTRA, …; DistilBERT; ViT, DeiT
+    Names(
+        "self_attn", ("q_proj", "k_proj", "v_proj"), "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj", "mlp.gate_proj"
+    ),
+)  # BERT, RoBERTa, ELECTRA, …; DistilBERT; ViT, DeiT; Llama, Mistral, Qwen, Gemma
 
 
 class Encoder:
-    """The one stack of layers of a transformer encoder, and what can be removed from it."""
+    """The one stack of layers of a transformer, and what can be removed from it."""
 
     def __init__(self, core: Any, path: str, names: Names) -> None:
         self._core, self._path, self._names = core, path, names
@@ -49,6 +53,11 @@ class Encoder:
         """The stack."""
         stack: nn.ModuleList = self._core.get_submodule(self._path)
         return stack
+
+    @property
+    def gated(self) -> bool:
+        """Whether it is of Llama's form: a gated feed-forward, and heads that may share keys: none goes alone."""
+        return self._names.gate is not None
 
     def layer_parts(self) -> list[Part]:
         """One part for each layer, of one unit."""
@@ -107,7 +116,8 @@ class Encoder:
         """Take neurons out, by the name of their part and their indices, as many in each; the config says so."""
         parts = self.neuron_parts()
         for part, layer in zip(parts, self.layers, strict=True):
-            torch_pruning.prune_linear_out_channels(_linear(layer, self._names.up), list(gone[part.name]))
+            for name in filter(None, (self._names.up, self._names.gate)):
+                torch_pruning.prune_linear_out_channels(_linear(layer, name), list(gone[part.name]))
             torch_pruning.prune_linear_in_channels(_linear(layer, self._names.down), list(gone[part.name]))
         config, width = self._core.config, parts[0].units
         setattr(config, _inner(config, width), width - len(gone[parts[0].name]))
@@ -142,6 +152,7 @@ def _inner(config: Any, width: int) -> str:
 def _fits(layer: nn.Module, names: Names) -> bool:
     inside = dict(layer.named_modules())
     wanted = [*(f"{names.attention}.{name}" for name in names.inputs), names.output, names.up, names.down]
+    wanted += [names.gate] if names.gate else []
     return all(isinstance(inside.get(name), nn.Linear) for name in wanted)
 
 

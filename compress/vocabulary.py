@@ -5,8 +5,8 @@ Shapes: V tokens before the cut, K after it.
 
 import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,37 +18,103 @@ from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder
 from potstill.validate.errors import InputError
 from potstill.validate.task import Model, quiet_transformers
+from potstill.validate.tokens import TokensEncoder
 
 AT_ONCE = 1024  # examples encoded in one call
 _FILE, _SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
 
-def cut_vocabulary(
-    model: Model, examples: Examples, most: int | Literal["used"], config: Any
-) -> tuple[Encoder, list[int]]:
-    """An encoder with the tokens that stay, and their ids (K,) in the model, rising; the config is made to match.
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is left of a vocabulary.
+
+    Attributes:
+        encode: the encoder whose tokenizer knows these tokens alone.
+        kept: their ids (K,) in the teacher, rising; the k-th of them has the id k now.
+    """
+
+    encode: Encoder
+    kept: list[int]
+
+    def renumber(self, config: Any) -> None:
+        """Give a config, or the settings of `generate`, the new ids in place; of lists those that stay."""
+        new = {old: k for k, old in enumerate(self.kept)}
+        for name, value in config.to_dict().items():
+            if name.endswith("_token_id") and type(value) is int:
+                setattr(config, name, new.get(value, value))
+            elif name.endswith(("_token_id", "suppress_tokens")) and isinstance(value, list):
+                setattr(config, name, [new[one] for one in value if one in new])
+        if hasattr(config, "vocab_size"):
+            config.vocab_size = len(self.kept)
+
+
+def cut_vocabulary(model: Model, examples: Examples, most: int | Literal["used"]) -> Vocabulary:
+    """The tokens that stay, and an encoder of these.
 
     Args:
         model: whose tokenizer is cut; it stays as it is itself.
         examples: whose texts say which tokens are used.
         most: the largest K, or `used`; see `tokens_to_keep`.
-        config: of the student, changed in place: size of the vocabulary and ids of special tokens.
 
     Raises:
         InputError: there is no fast tokenizer, it is of another kind, or what must stay is more than `most`.
     """
     counts = token_counts(model, examples)
     encode: Any = model.encode
-    kept = tokens_to_keep(encode.tokenizer, counts, most, config)
-    new = {old: k for k, old in enumerate(kept)}
-    for name, value in _named_tokens(config):
-        setattr(config, name, new[value])
-    config.vocab_size = len(kept)
-    return cut_encoder(encode, kept), kept
+    core: Any = model.core
+    kept = tokens_to_keep(encode.tokenizer, counts, most, core.config, getattr(core, "generation_config", None))
+    return Vocabulary(cut_encoder(encode, kept), kept)
+
+
+def places_in(student: Model, teacher: Model) -> list[int] | None:
+    """Of each of a student's tokens (K,) the id that its teacher has for it; None where these are not the same tokens.
+
+    They are where the tokenizers differ by their vocabularies alone, and the teacher knows all that the student does.
+    """
+    ours, theirs = (getattr(model.encode, "tokenizer", None) for model in (student, teacher))
+    if not all(getattr(one, "backend_tokenizer", None) for one in (ours, theirs)):
+        return None
+    plain = [_plain(one) for one in (ours, theirs)]
+    if _without_tokens(plain[0]) != _without_tokens(plain[1]):
+        return None
+    known = theirs.get_vocab()  # type: ignore[union-attr]
+    size, most = (int(model.core.config.vocab_size) for model in (student, teacher))  # type: ignore[union-attr, arg-type]
+    mine = {i: token for token, i in ours.get_vocab().items() if i < size}  # type: ignore[union-attr]
+    places = [known.get(mine.get(i), most) for i in range(size)]
+    return places if max(places) < most else None
+
+
+def first_pieces(student: Model, teacher: Model, places: Sequence[int]) -> list[int]:
+    """Of each of the teacher's tokens (V,) the student's: the same one, or the first that it spells it with.
+
+    K, one beyond the student's, where the teacher's embedding has rows for no token.
+
+    Args:
+        student: its tokens are some of the teacher's.
+        teacher: V tokens.
+        places: of the student's tokens (K,) in the teacher, see `places_in`.
+    """
+    ours, theirs = (model.encode.tokenizer for model in (student, teacher))  # type: ignore[attr-defined]
+    spell, size = ours.backend_tokenizer.model.tokenize, int(teacher.core.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    found = [len(places)] * size
+    for token, i in theirs.get_vocab().items():
+        if i < size and (pieces := spell(token)):
+            found[i] = pieces[0].id
+    for k, i in enumerate(places):
+        found[i] = k
+    return found
+
+
+def _without_tokens(plain: dict[str, Any]) -> dict[str, Any]:
+    """What is in tokenizer.json, but for the tokens themselves."""
+    model = {name: value for name, value in plain["model"].items() if name not in ("vocab", "merges", "unk_id")}
+    return {name: plain[name] for name in ("normalizer", "pre_tokenizer", "decoder")} | {"model": model}
 
 
 def token_counts(model: Model, examples: Examples) -> NDArray[np.int64]:
-    """How often the examples, as the model reads them, use each token: (V,), padding and special tokens among them.
+    """How often the examples, as the model reads them, use each token: (V,), special tokens among them.
+
+    So are those that pad a batch, but not of a language model.
 
     Raises:
         InputError: the model has no fast tokenizer.
@@ -60,8 +126,12 @@ def token_counts(model: Model, examples: Examples) -> NDArray[np.int64]:
     counts = np.zeros(config.vocab_size, dtype=np.int64)
     truncated = encode.truncated
     for start in range(0, len(examples), AT_ONCE):
-        ids = encode(examples.rows(range(start, min(start + AT_ONCE, len(examples)))))["input_ids"]
-        counts += np.bincount(ids.ravel(), minlength=len(counts))
+        rows = examples.rows(range(start, min(start + AT_ONCE, len(examples))))
+        if isinstance(encode, TokensEncoder):  # its batches are packed
+            ids = np.concatenate([np.asarray(one, dtype=np.int64) for one in rows[f"{encode.prefix}tokens"]])
+        else:
+            ids = encode(rows)["input_ids"].ravel()
+        counts += np.bincount(ids, minlength=len(counts))
     encode.truncated = truncated
     return counts
 
@@ -73,7 +143,9 @@ def unknown_tokens(model: Model, examples: Examples) -> int:
     return 0 if unknown is None else int(token_counts(model, examples)[unknown])
 
 
-def tokens_to_keep(tokenizer: Any, counts: NDArray[np.int64], most: int | Literal["used"], config: Any) -> list[int]:
+def tokens_to_keep(
+    tokenizer: Any, counts: NDArray[np.int64], most: int | Literal["used"], config: Any, generation: Any = None
+) -> list[int]:
     """Ids (K,), rising, of the tokens that stay.
 
     Special and added tokens, single characters and bytes always stay, so that every word that could be spelled still
@@ -85,8 +157,9 @@ def tokens_to_keep(tokenizer: Any, counts: NDArray[np.int64], most: int | Litera
         tokenizer: a fast tokenizer of transformers.
         counts: of each token (V,).
         most: the largest K, or `used` for all with a count.
-        config: of the model; the tokens that it names stay, and those before its padding token, from whose id
-            RoBERTa counts its positions.
+        config: of the model; the tokens that it names stay, and, where nothing is generated, those before its padding
+            token, from whose id RoBERTa counts its positions.
+        generation: settings of `generate`, whose tokens stay, too; None for a model that writes nothing.
 
     Raises:
         InputError: what must stay is more than `most`, or the tokenizer is of another kind.
@@ -95,7 +168,11 @@ def tokens_to_keep(tokenizer: Any, counts: NDArray[np.int64], most: int | Litera
     ids = _ids(plain["model"])
     kept = {i for token, i in ids.items() if _is_letter(token, plain["model"])}
     kept |= {entry["id"] for entry in plain["added_tokens"]} | {*tokenizer.all_special_ids}
-    kept |= {value for _, value in _named_tokens(config)} | {*range(getattr(config, "pad_token_id", None) or 0)}
+    kept |= _named_tokens(config, len(counts))
+    if generation is None:
+        kept |= {*range(getattr(config, "pad_token_id", None) or 0)}
+    else:
+        kept |= _named_tokens(generation, len(counts))
     if (unknown := plain["model"].get("unk_token")) in ids:
         kept.add(ids[unknown])
     if plain["model"].get("unk_id") is not None:
@@ -145,13 +222,11 @@ def cut_encoder(encode: Encoder, kept: list[int]) -> Encoder:
     return cut
 
 
-def _named_tokens(config: Any) -> list[tuple[str, int]]:
-    """The fields of a config that hold the id of a token it has."""
-    return [
-        (name, value)
-        for name, value in config.to_dict().items()
-        if name.endswith("_token_id") and type(value) is int and 0 <= value < config.vocab_size
-    ]
+def _named_tokens(config: Any, size: int) -> set[int]:
+    """The ids of tokens that a config names, of a vocabulary of some size; several may end texts."""
+    named = [value for name, value in config.to_dict().items() if name.endswith("_token_id")]
+    ids = [one for value in named for one in (value if isinstance(value, list) else [value])]
+    return {one for one in ids if type(one) is int and 0 <= one < size}
 
 
 def _plain(tokenizer: Any) -> dict[str, Any]:

@@ -1,19 +1,25 @@
 """Models and lessons that the tests of the training share."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from potstill.compress import api
+from potstill.compress.api_settings import ApiTeacher
+from potstill.compress.generate import Record, generate
 from potstill.compress.lesson import Lesson
 from potstill.compress.student import Student
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples, load_examples
 from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.task import TASKS, Model
+from tests.service import Ask, Service
 
 TEXT = TASKS["text-classification"]
 
@@ -79,3 +85,22 @@ def picture_lesson(arrays: Path, tmp_path: Path) -> Lesson:
     examples = Examples("blobs", Arrays({"x": x}), y, None, "d")
     parts = examples.take(range(512), "train"), examples.take(range(540, 600), "held out")
     return Lesson(TASKS["module"], convolutional((12, 16), 0), *parts, 0, tmp_path / "work")
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    monkeypatch.setattr(api, "FIRST_WAIT_S", 0.005)
+    server = Service()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def ask(service: Service, tmp_path: Path) -> Ask:
+    def run(*prompts: str | dict[str, Any], **settings: Any) -> Record:
+        file = tmp_path / "prompts.jsonl"
+        rows = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+        file.write_text("\n".join(map(json.dumps, rows)))
+        return generate(ApiTeacher(**{"api": service.url, "model": "big"} | settings), file, tmp_path / "out.jsonl")
+
+    return run

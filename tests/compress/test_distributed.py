@@ -4,13 +4,12 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -22,24 +21,30 @@ from potstill.validate.data import Arrays, Examples
 from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.task import Model
+from tests.waiting import free_port, wait_for
 
 FORK = multiprocessing.get_context("fork")
 Conv = Callable[[tuple[int, int], int], Model]
 
 
 class Recording(Collator):
-    """Notes which training examples each batch holds."""
+    """Notes which training examples each batch holds; may stop its process after a folder's second checkpoint."""
 
     seen: list[list[int]] = []  # noqa: RUF012 - of this process
+    stops_at: Path | None = None
 
     def __call__(self, items: list[tuple[str, int, int]]) -> dict[str, Any]:
+        if Recording.stops_at and len(list(Recording.stops_at.glob("checkpoint-*/trainer_state.json"))) >= 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
         batch = super().__call__(items)
         if batch["part"] == "train":
             Recording.seen.append(batch["items"].tolist())
         return batch
 
 
-def _work(rank: int, size: int, port: int, stage: Distill, student: Model, lesson: Lesson, out: Path) -> None:
+def _work(
+    rank: int, size: int, port: int, stage: Distill, student: Model, lesson: Lesson, out: Path, stops: bool
+) -> None:
     """One process: trains and leaves its weights, log and batches, or the error."""
     import potstill.compress.distill as module
 
@@ -47,6 +52,7 @@ def _work(rank: int, size: int, port: int, stage: Distill, student: Model, lesso
     os.environ |= {name: str(value) for name, value in setting.items()}
     torch.set_num_threads(1)
     Recording.seen.clear()
+    Recording.stops_at = lesson.work if stops else None
     module.Collator = Recording  # type: ignore[misc]
     found: dict[str, Any] = {"error": ""}
     try:
@@ -62,21 +68,21 @@ def _work(rank: int, size: int, port: int, stage: Distill, student: Model, lesso
 class Team:
     """Processes that train together."""
 
-    def __init__(self, stage: Distill, student: Model, lesson: Lesson, out: Path, size: int = 2) -> None:
+    def __init__(
+        self, stage: Distill, student: Model, lesson: Lesson, out: Path, size: int = 2, stops: bool = False
+    ) -> None:
         out.mkdir(exist_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.out = out
+        self.out, port = out, free_port()
         self.members = [
-            FORK.Process(target=_work, args=(rank, size, port, stage, student, lesson, out)) for rank in range(size)
+            FORK.Process(target=_work, args=(rank, size, port, stage, student, lesson, out, stops))
+            for rank in range(size)
         ]
         for member in self.members:
             member.start()
 
     def results(self) -> list[dict[str, Any]]:
         for member in self.members:
-            member.join(timeout=180)
+            member.join(timeout=400)
             assert member.exitcode == 0
         return [torch.load(self.out / f"{rank}.pt", weights_only=True) for rank in range(len(self.members))]
 
@@ -125,13 +131,13 @@ def _rows(path: Path) -> int:
 def test_a_killed_team_goes_on_to_the_same_weights(cached: Lesson, conv: Conv, tmp_path: Path) -> None:
     stage = Distill(epochs=10, patience=10)
     whole = Team(stage, conv((8, 6), 1), elsewhere(cached, "whole"), tmp_path / "w").results()[0]
-    team = Team(stage, conv((8, 6), 1), cached, tmp_path / "k")
-    while len(list(cached.work.glob("checkpoint-*/trainer_state.json"))) < 2:
-        assert all(member.is_alive() for member in team.members)
-        time.sleep(0.01)
-    for member in team.members:
-        assert member.pid is not None
-        os.kill(member.pid, signal.SIGKILL)
+    team = Team(stage, conv((8, 6), 1), cached, tmp_path / "k", stops=True)
+    processes = [psutil.Process(member.pid) for member in team.members]
+    wait_for(lambda: any(process.status() == psutil.STATUS_STOPPED for process in processes), seconds=400)
+    for process in processes:
+        process.suspend()  # so that none sees another one's end
+    for process in processes:
+        process.kill()
     for member in team.members:
         member.join()
         assert member.exitcode == -signal.SIGKILL

@@ -123,7 +123,7 @@ def test_layers_of(text_teacher: Path) -> None:
         (Student(layers=(0, 4)), r"layers=\[0, 4\]: the teacher's 4 layers are numbered from 0 to 3"),
         (Student(neurons=65), "neurons=65: the teacher's feed-forward is 64 wide, so a cut keeps 1 to 64"),
         (Student(rank=32), "rank=32 makes none of the layers' weights .32 × 32, 32 × 64, 64 × 32. smaller"),
-        (Student(hidden=20), "hidden=20: a multiple of the teacher's head size 8, at most 32"),
+        (Student(hidden=20), "hidden=20: a multiple of 8 is needed, for the teacher's head size 8, and at most 32"),
         (Student(hidden=64), "hidden=64"),
     ],
 )

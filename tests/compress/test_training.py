@@ -4,7 +4,6 @@ import dataclasses
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import nn
 
 from potstill.compress.distill import Distill, rehearsal
-from potstill.compress.lesson import Lesson
+from potstill.compress.lesson import Collator, Lesson
 from potstill.validate.data import Arrays
 from potstill.validate.errors import InputError
 from potstill.validate.task import Model
@@ -175,8 +174,23 @@ def test_checkpoints_of_another_training_are_not_taken_up(picture_lesson: Lesson
         Distill(epochs=1, losses={"features": 1.0})(conv((8, 6), 1), picture_lesson)
 
 
-def _train(stage: Distill, student: Model, lesson: Lesson, out: Path) -> None:
+class Killed(Collator):
+    """Ends its process at the first batch after the second checkpoint, as signal 9 does."""
+
+    work: Path
+
+    def __call__(self, items: list[tuple[str, int, int]]) -> dict[str, Any]:
+        if len(list(Killed.work.glob("checkpoint-*/trainer_state.json"))) >= 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(items)
+
+
+def _train(stage: Distill, student: Model, lesson: Lesson, out: Path, killed: bool) -> None:
+    import potstill.compress.distill as module
+
     torch.set_num_threads(1)
+    if killed:
+        Killed.work, module.Collator = lesson.work, Killed  # type: ignore[misc]
     log = stage(student, lesson)
     torch.save({"weights": student.core.state_dict(), "step": log[-1]["step"]}, out)
     os._exit(0)
@@ -204,23 +218,17 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 ) -> None:
     stage = Distill(epochs=12, **settings)
 
-    def start(name: str) -> Any:
+    def ended(name: str, killed: bool = False) -> int | None:
+        """The exit code of a training."""
         lesson = elsewhere(picture_lesson, name, outputs=tmp_path / f"{name}-outputs")
-        process = FORK.Process(target=_train, args=(stage, dropping(conv), lesson, tmp_path / f"{name}.pt"))
+        process = FORK.Process(target=_train, args=(stage, dropping(conv), lesson, tmp_path / f"{name}.pt", killed))
         process.start()
-        return process
+        process.join()
+        return process.exitcode
 
-    whole = start("whole")
-    whole.join()
-    killed = start("killed")
-    while len(list((tmp_path / "killed").glob("checkpoint-*/trainer_state.json"))) < 2:
-        assert killed.is_alive()
-        time.sleep(0.005)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.join()
-    assert (whole.exitcode, killed.exitcode) == (0, -signal.SIGKILL)
+    assert (ended("whole"), ended("killed", killed=True)) == (0, -signal.SIGKILL)
     assert not (tmp_path / "killed.pt").exists()
-    start("killed").join()
+    assert ended("killed") == 0
     one, other = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("whole", "killed"))
     assert one["step"] == other["step"]
     assert all(torch.equal(one["weights"][name], other["weights"][name]) for name in one["weights"])

@@ -3,10 +3,9 @@
 import onnx
 from onnx import NodeProto, compose
 
-from potstill.export.net import Net
+from potstill.export.net import Net, refill
 
-WEIGHTED = ("Conv", "Gemm", "MatMul")
-
+LEARNING = ("Conv", "Gemm", "MatMul")  # what AdaRound and bias correction know of
 FLOAT = "potstill.float."  # before each name of the float graph but those of its inputs
 
 
@@ -19,8 +18,7 @@ def beside(float_: Net, int_: Net) -> onnx.ModelProto:
     """
     model, prefixed = onnx.ModelProto(), compose.add_prefix(float_.model, FLOAT, rename_inputs=False)
     model.CopyFrom(int_.model)
-    del model.graph.node[:]
-    model.graph.node.extend([*prefixed.graph.node, *int_.model.graph.node])
+    refill(model.graph.node, [*prefixed.graph.node, *int_.model.graph.node])
     model.graph.initializer.extend(prefixed.graph.initializer)
     return model
 
@@ -31,6 +29,7 @@ def in_integers(float_: Net, int_: Net) -> list[NodeProto]:
 
 
 def _held(int_: Net, node: NodeProto) -> bool:
-    sources = [int_.made_by.get(name) for name in node.input[:2]]
-    values, weights = [one if one and one.op_type == "DequantizeLinear" else None for one in [*sources, None][:2]]
-    return node.op_type in WEIGHTED and values is not None and weights is not None and weights.input[0] in int_.tensors
+    values, weights = (int_.source(node, place) for place in (0, 1))
+    if node.op_type not in LEARNING or values is None or weights is None or weights.input[0] not in int_.tensors:
+        return False
+    return bool(values.op_type == weights.op_type == "DequantizeLinear")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from potstill.export.beside import FLOAT, beside, in_integers
-from potstill.export.net import Net, session
+from potstill.export.net import Net, refill, session
 from potstill.validate.encoder import Inputs
 
 Array = NDArray[np.float64]
@@ -72,6 +72,5 @@ def _correcting(float_: Net, int_: Net, nodes: list[NodeProto]) -> onnx.ModelPro
         model.graph.initializer.append(numpy_helper.from_array(np.array(rest, dtype=np.int64), axes))
         found.append(helper.make_node("ReduceMean", [apart, axes], [mean], keepdims=1))
         found.append(helper.make_node("Sub", [raw, mean], [name]))
-    del model.graph.node[:]
-    model.graph.node.extend(found)
+    refill(model.graph.node, found)
     return model

@@ -12,7 +12,8 @@ from potstill.targets.host import here, runs_here
 from potstill.targets.target import Target
 from potstill.validate.metrics import Interval
 from potstill.validate.scorecard import Scorecard
-from potstill.validate.units import signed
+from potstill.validate.session import CPU
+from potstill.validate.units import counted, signed
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,10 @@ class Emulated:
     def in_words(self) -> str:
         """What was run, and whether it computed the same."""
         card = self.apart
-        ran = f"{self.examples:,} of {self.of:,} evaluation examples were run as {self.cpu} by {self.emulator}"
+        were = "was" if self.examples == 1 else "were"
+        ran = (
+            f"{self.examples:,} of {counted(self.of, 'evaluation example')} {were} run as {self.cpu} by {self.emulator}"
+        )
         if self.sqnr_db is None:
             noise = "the same outputs as here"
         else:
@@ -88,23 +92,42 @@ class Emulated:
         return f"{ran}: {noise}, {metric}{verdict}."
 
 
-def checked(target: Target, emulated: Emulated | None = None, why_not: str | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class NotEmulated:
+    """No figures by the target's arithmetic: why, and whether it is the file that broke off there."""
+
+    why: str
+    crashed: bool = False
+
+    def in_words(self) -> str:
+        """One sentence."""
+        if self.crashed:
+            return (
+                f"By its target's arithmetic it does not run: {self.why}; run its golden samples on a device, whose "
+                "CPU may have what its emulator lacks."
+            )
+        return f"It was not checked by its target's arithmetic: {self.why}."
+
+
+def checked(target: Target, found: Emulated | NotEmulated | None = None) -> dict[str, Any]:
     """For a manifest: where the scorecard was made, whether that computes as the target does, and what was emulated.
+
+    `where` is `this machine`, `emulated`, `crashed` (emulated, and it ended without an answer) or `not checked`.
 
     Args:
         target: of the package.
-        emulated: what was run by its target's arithmetic.
-        why_not: nothing was; why, and what to do.
+        found: what came of it by its target's arithmetic; None where nothing was tried.
     """
     same, note = runs_here(target)
-    if emulated:
-        note = f"{note} {emulated.in_words()}"
-    elif not same:
-        note = f"{note} It was not checked by its target's arithmetic: {why_not or 'that is done in a run'}."
+    if found is None and not same:
+        found = NotEmulated("that is done in a run")
+    emulated = found if isinstance(found, Emulated) else None
+    crashed = isinstance(found, NotEmulated) and found.crashed
+    note = f"{note} {found.in_words()}" if found else note
     plain = TypeAdapter(Emulated).dump_python(emulated, mode="json") if emulated else None
-    where = "this machine" if same else "emulated" if emulated else "not checked"
+    where = "this machine" if same else "emulated" if emulated else "crashed" if crashed else "not checked"
     return {
-        "provider": "CPUExecutionProvider",
+        "provider": CPU,
         "machine": here().cpu,
         "as_target": same,
         "where": where,
@@ -125,20 +148,25 @@ def as_on_target(card: Scorecard, emulated: Emulated) -> Scorecard:
     Where all were emulated it is simply theirs. Else the metric and its difference to the teacher are those of all
     examples here, moved by what emulation changed on its examples (the difference estimator of double sampling:
     Cochran 1977, "Sampling techniques", 12.9); the ends of both intervals are added, which covers their sum however the
-    two errors are correlated. Agreement, flips and divergence are those of the emulated examples.
+    two errors are correlated. What passes the ends of the metric's range (0 to 1, a correlation −1 to 1) stays at them.
+    Agreement, flips and divergence are those of the emulated examples.
     """
     if emulated.examples == emulated.of:
         return emulated.scorecard
     moved, by = emulated.apart.difference, emulated.apart.difference_interval
 
-    def wider(one: Interval) -> Interval:
-        return Interval(one.low + by.low, one.high + by.high)
+    least, most = -1.0 if card.correlation else 0.0, 1.0
+    value = min(max(card.value + moved, least), most)
+    difference = value - card.teacher_value
+
+    def wider(one: Interval, middle: float, least: float, most: float) -> Interval:
+        return Interval(max(least, min(middle, one.low + by.low)), min(most, max(middle, one.high + by.high)))
 
     return replace(
         emulated.scorecard,
-        value=card.value + moved,
-        interval=wider(card.interval),
+        value=value,
+        interval=wider(card.interval, value, least, most),
         teacher_value=card.teacher_value,
-        difference=card.difference + moved,
-        difference_interval=wider(card.difference_interval),
+        difference=difference,
+        difference_interval=wider(card.difference_interval, difference, least - most, most - least),
     )

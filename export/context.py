@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from potstill.targets import local
-from potstill.targets.coverage import Coverage, Left, estimated
+from potstill.targets.coverage import Coverage, estimated, weighed
+from potstill.targets.local import Local
+from potstill.targets.qnn import AGENT, TRACE, read_trace
 from potstill.targets.target import QNN, Target
 from potstill.validate.errors import PotstillError, Unreachable
 from potstill.validate.files import read_json
+from potstill.validate.units import counted
 
 CONTEXT = "model_ctx.onnx"  # as onnxruntime-qnn's own documentation names it
-AGENT = Path(local.__file__).with_name("qnn_agent.py")
 GET_IT = 'pip install "potstill[qnn]" and export again'
 
 
 @dataclass(frozen=True)
-class Emulated:
+class EmulatedNpu:
     """The compiled graph on the emulated NPU, beside the golden outputs. It says nothing of time.
 
     Attributes:
@@ -45,8 +46,9 @@ class Emulated:
         """One sentence."""
         verdict = "within" if self.within else "more than"
         return (
-            f"Emulated NPU, {self.samples} golden samples: up to {self.difference:.1%} of the largest logit from the "
-            f"CPU, {verdict} the {self.tolerance:.0%} that they allow; {self.same} with the same largest logit."
+            f"Emulated NPU, {counted(self.samples, 'golden sample')}: up to {self.difference:.1%} of the largest logit "
+            f"from the CPU, {verdict} the {self.tolerance:.0%} that they allow; {self.same} with the same "
+            "largest logit."
         )
 
 
@@ -67,7 +69,7 @@ class Context:
     options: dict[str, str]
     files: tuple[str, ...] = ()
     versions: dict[str, str] | None = None
-    emulated: Emulated | None = None
+    emulated: EmulatedNpu | None = None
     note: str = ""
 
     def in_words(self) -> str:
@@ -80,9 +82,12 @@ class Context:
 
 def on_npu(model: Path, golden: Path, target: Target, tolerance: float) -> tuple[Context | None, Coverage | None]:
     """The context binary where the target wants one, else None; and which nodes of the file its provider takes."""
+    context, coverage = None, estimated(model, target)
     if target.model.compiler:
-        return compile_context(model, golden, target, tolerance)
-    return None, estimated(model, target)
+        context, coverage = compile_context(model, golden, target, tolerance)
+    sample = _in_folder(read_json(golden / "golden.json")["samples"][0]["inputs"], golden)
+    feeds = {n: np.fromfile(one["file"], one["dtype"]).reshape(one["shape"]) for n, one in sample.items()}
+    return context, weighed(coverage, model, feeds)
 
 
 def compile_context(model: Path, golden: Path, target: Target, tolerance: float) -> tuple[Context, Coverage]:
@@ -111,7 +116,7 @@ def compile_context(model: Path, golden: Path, target: Target, tolerance: float)
             "samples": [_in_folder(one["inputs"], golden.resolve()) for one in samples],
         }
         try:
-            reply = local.ask_agent(request, program=AGENT)
+            reply = Local(program=AGENT).ask(request)
         except (PotstillError, Unreachable) as error:
             return _not_compiled(options, f"onnxruntime-qnn refused the graph: {str(error).splitlines()[-1]}")
         made = sorted(aside.glob(f"{Path(CONTEXT).stem}*"))
@@ -119,7 +124,7 @@ def compile_context(model: Path, golden: Path, target: Target, tolerance: float)
             return _not_compiled(
                 options, "onnxruntime-qnn took no node of the graph; check soc_model and htp_arch of the target"
             )
-        coverage = read_trace(aside / "qnn_op_trace.json", reply)
+        coverage = read_trace(aside / TRACE, reply)
         for path in made:
             path.rename(model.parent / path.name)
     outputs = [np.asarray(one, dtype=np.float32) for one in reply["outputs"]]
@@ -135,27 +140,9 @@ def _in_folder(inputs: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {name: one | {"file": str(folder / one["file"])} for name, one in inputs.items()}
 
 
-def read_trace(path: Path, reply: dict[str, Any]) -> Coverage:
-    """What `qnn_op_trace.json` says of each node, for all those that the session gave to the CPU.
-
-    Args:
-        path: of the trace, schema 2.
-        reply: of the agent: `assigned` and `left` are what the session did.
-    """
-    trace = read_json(path)
-    reasons = {one["node_name"]: one["reason"] for one in trace["unsupported_nodes"]}
-    left = tuple(
-        Left(one["name"], one["operator"], reasons.get(one["name"], "the compiler gives no reason"))
-        for one in reply["left"]
-    )
-    source = f"onnxruntime-qnn {reply['versions']['onnxruntime-qnn']}, qnn_op_trace.json"
-    nodes = sum(reply["assigned"].values())
-    return Coverage("compiled", QNN, source, nodes, trace["summary"]["qnn_subgraphs"], left)
-
-
 def _beside(
     outputs: Sequence[np.typing.NDArray[np.float32]], samples: Sequence[dict[str, Any]], golden: Path, tolerance: float
-) -> Emulated:
+) -> EmulatedNpu:
     """Outputs of the emulated NPU beside the golden ones."""
     worst, same = 0.0, 0
     for output, sample in zip(outputs, samples, strict=True):
@@ -164,4 +151,4 @@ def _beside(
         difference = np.nan_to_num(np.abs(output - wanted), nan=np.inf).max()
         worst = max(worst, float(difference / max(np.abs(wanted).max(), np.finfo(np.float32).tiny)))
         same += bool((output.argmax(axis=-1) == wanted.argmax(axis=-1)).all())
-    return Emulated(len(outputs), worst, tolerance, same)
+    return EmulatedNpu(len(outputs), worst, tolerance, same)

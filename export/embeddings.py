@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from potstill.export.graph import save_model
+from potstill.export.net import attribute, refill
 from potstill.validate.errors import InputError
 
 Embedding = Literal["int8", "int4"]
-BLOCK = 16  # values of a row that share a scale in int4; see docs/decisions.md
+ROW_BLOCK = 16  # values of a row that share a scale in int4; see docs/decisions.md
 CONTRIB = "com.microsoft"
 
 
@@ -27,11 +28,8 @@ def embeddings(graph: GraphProto) -> list[NodeProto]:
     """The nodes that read rows of more than one value from a constant float32 matrix."""
     floats = [tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
     tables = {tensor.name for tensor in floats if len(tensor.dims) == 2 and tensor.dims[1] > 1}
-    return [node for node in graph.node if node.op_type == "Gather" and node.input[0] in tables and not _axis(node)]
-
-
-def _axis(node: NodeProto) -> int:
-    return next((int(one.i) for one in node.attribute if one.name == "axis"), 0)
+    by_row = [node for node in graph.node if node.op_type == "Gather" and not attribute(node, "axis", 0)]
+    return [node for node in by_row if node.input[0] in tables]
 
 
 def quantize_rows(table: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -47,7 +45,7 @@ def quantize_row_blocks(table: NDArray[np.floating[Any]]) -> tuple[NDArray[np.ui
     The integers are stored with 8 added.
     """
     width = table.shape[1]
-    blocks = np.pad(table, ((0, 0), (0, -width % BLOCK))).reshape(len(table), -1, BLOCK)
+    blocks = np.pad(table, ((0, 0), (0, -width % ROW_BLOCK))).reshape(len(table), -1, ROW_BLOCK)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2, keepdims=True), axis=2)
     scales = (largest / -8).astype(np.float32)
     whole = np.rint(blocks / np.where(scales == 0, 1, scales)).clip(-8, 7) + 8
@@ -80,9 +78,8 @@ def embeddings_in_rows(path: Path, kind: Embedding, names: Collection[str]) -> N
     read = {name for node in new for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     stored = [one for tensor in graph.initializer if tensor.name in tables for one in _stored(tensor, kind)]
-    for held, now in ((graph.node, new), (graph.initializer, [*kept, *stored])):
-        del held[:]
-        held.extend(now)
+    refill(graph.node, new)
+    refill(graph.initializer, [*kept, *stored])
     if kind == "int4" and all(one.domain != CONTRIB for one in model.opset_import):
         model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
     save_model(model, path)
@@ -113,6 +110,6 @@ def _rows(node: NodeProto) -> list[NodeProto]:
 
 def _blocks(node: NodeProto) -> list[NodeProto]:
     inputs = [f"{node.input[0]}.int4", node.input[1], f"{node.input[0]}.scales"]
-    how = {"bits": 4, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
+    how = {"bits": 4, "block_size": ROW_BLOCK, "gather_axis": 0, "quantize_axis": 1}
     made = helper.make_node("GatherBlockQuantized", inputs, list(node.output), node.name, domain=CONTRIB, **how)
     return [made]

@@ -5,9 +5,8 @@ Nagel et al. 2019, "Data-free quantization through weight equalization and bias 
 """
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper
 
 from potstill.export.net import Net, attribute
 
@@ -136,21 +135,11 @@ def _finish(net: Net, chain: list[NodeProto], factor: Array) -> None:
     first = chain[0]
     if (name := net.own(first, 2)) is not None:
         net.put(name, net.array(name) / factor)
-    graph = net.model.graph
     for node in chain[1:-1]:
         if node.op_type == "Clip":
             after_flatten = any(one.op_type in ("Flatten", "ReduceMean") for one in chain[1 : chain.index(node)])
             shape = (-1,) if first.op_type == "Gemm" or after_flatten else (-1, 1, 1)
             caps = (float(net.array(node.input[2])) / factor).astype(np.float32).reshape(shape)
             held, out = f"{node.output[0]}_uncapped", node.output[0]
-            graph.initializer.append(numpy_helper.from_array(caps, f"{out}_caps"))
-            least = helper.make_node("Min", [held, f"{out}_caps"], [out], name=f"{node.name}_caps")
-            new = helper.make_node("Relu", [node.input[0]], [held], name=node.name)
-            at = list(graph.node).index(node)
-            _replace(graph, at, [new, least])
-
-
-def _replace(graph: onnx.GraphProto, at: int, nodes: list[NodeProto]) -> None:
-    after = [*graph.node][at + 1 :]
-    del graph.node[at:]
-    graph.node.extend([*nodes, *after])
+            least = helper.make_node("Min", [held, net.hold(f"{out}_caps", caps)], [out], name=f"{node.name}_caps")
+            net.replace(node, [helper.make_node("Relu", [node.input[0]], [held], name=node.name), least])

@@ -14,14 +14,17 @@ from typing import Any
 import onnx
 import onnxruntime
 import yaml
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto
 from pydantic.dataclasses import dataclass
 
+from potstill.export.modules import ACTIVATIONS
+from potstill.export.net import Net
 from potstill.targets.target import Target
+from potstill.validate.session import open_session
+from potstill.validate.units import counted
 
 COSTLY = 1.05  # a fusion whose absence costs less than that is counted and not warned of
 INTEGER = ("integer convolution", "integer matrix product")
-ACTIVATIONS = ("Relu", "Clip", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid")
 ALREADY = {  # operators that a model file may hold fused, by kind
     "integer convolution": ("QLinearConv", "ConvInteger"),
     "integer matrix product": ("QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"),
@@ -67,8 +70,8 @@ def count_fusions(path: Path, float_graph: Path, target: Target) -> Fusions | No
     known = _known().get(provider)
     if known is None or provider not in onnxruntime.get_available_providers():
         return None
-    file, source = (_Graph(onnx.load(str(one), load_external_data=False)) for one in (path, float_graph))
-    optimised = _Graph(_optimised(path, provider, target))
+    file, source = (Net.read(one, weights=False) for one in (path, float_graph))
+    optimised = Net(_optimised(path, provider, target))
     expected = {kind: PATTERNS[kind](file if kind in FROM_FILE else source) for kind in known}
     found = {kind: _found(optimised, kind, known[kind]["operators"]) for kind in known}
     warnings = [
@@ -81,14 +84,14 @@ def _told(kind: str, expected: int, found: int, costs: float) -> str:
     """The warning on one kind; empty where there is nothing to say."""
     if kind in INTEGER and found > expected:
         return (
-            f"ONNX Runtime computes {found} nodes of the kind {kind!r} where the file has {expected}; "
+            f"ONNX Runtime computes {counted(found, 'node')} of the kind {kind!r} where the file has {expected}; "
             f"it quantised {found - expected} by itself."
         )
     if found >= expected or costs < COSTLY:
         return ""
     return (
-        f"{expected - found} of {expected} expected fusions of the kind {kind!r} did not happen in ONNX Runtime; "
-        f"without any of them a model took {costs:g} times as long."
+        f"{expected - found} of {counted(expected, 'expected fusion')} of the kind {kind!r} did not happen in ONNX "
+        f"Runtime; without any of them a model took {costs:g} times as long."
     )
 
 
@@ -102,115 +105,75 @@ def _known() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
 
 def _optimised(path: Path, provider: str, target: Target) -> onnx.ModelProto:
     """The graph that ONNX Runtime runs of a file, its larger weights left out."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    for key, value in target.runtime.session_options.items():
-        options.add_session_config_entry(key, value)
+    entries = {**target.runtime.session_options, "session.optimized_model_external_initializers_file_name": "weights"}
     if target.hardware.arch == "arm64":
-        options.add_session_config_entry("session.qdqisint8allowed", "1")
+        entries["session.qdqisint8allowed"] = "1"
     with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
         out = Path(folder, "optimised.onnx")
-        options.optimized_model_filepath = str(out)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-        onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        open_session(path, entries, providers=[provider], optimized_model_filepath=str(out))
         return onnx.load(str(out), load_external_data=False)
 
 
-class _Graph:
-    """Who makes and who reads what in a graph, and its constants of one number."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self.nodes = list(graph.node)
-        self.made_by = {name: node for node in graph.node for name in node.output}
-        self.read_by: dict[str, list[NodeProto]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.read_by.setdefault(name, []).append(node)
-        self.weights = {tensor.name: tensor for tensor in graph.initializer}
-        self.weights |= {
-            node.output[0]: attribute.t
-            for node in graph.node
-            if node.op_type == "Constant"
-            for attribute in node.attribute
-            if attribute.name == "value"
-        }
-
-    def sources(self, node: NodeProto) -> list[NodeProto]:
-        """The nodes that make the inputs."""
-        return [self.made_by[name] for name in node.input if name in self.made_by]
-
-    def readers(self, node: NodeProto) -> list[NodeProto]:
-        """The nodes that read the output."""
-        return self.read_by.get(node.output[0], [])
-
-    def source(self, node: NodeProto, place: int) -> NodeProto | None:
-        """The node that makes an input."""
-        return self.made_by.get(node.input[place]) if len(node.input) > place else None
-
-    def reader(self, node: NodeProto) -> NodeProto | None:
-        """The node that reads the output, where there is one only."""
-        readers = self.readers(node)
-        return readers[0] if len(readers) == 1 else None
-
-    def number(self, name: str) -> float | None:
-        """A constant of one number."""
-        tensor = self.weights.get(name)
-        return float(numpy_helper.to_array(tensor).reshape(-1)[0]) if tensor and math.prod(tensor.dims) == 1 else None
-
-    def product(self, node: NodeProto) -> bool:
-        """Whether a node multiplies two activations."""
-        return node.op_type == "MatMul" and not set(node.input) & set(self.weights)
+def _number(graph: Net, name: str) -> float | None:
+    """A constant of one number."""
+    tensor = graph.tensors.get(name)
+    return float(graph.array(name).reshape(-1)[0]) if tensor and math.prod(tensor.dims) == 1 else None
 
 
-def _found(graph: _Graph, kind: str, operators: list[str]) -> int:
+def _product(graph: Net, node: NodeProto) -> bool:
+    """Whether a node multiplies two activations."""
+    return node.op_type == "MatMul" and not set(node.input) & set(graph.tensors)
+
+
+def _found(graph: Net, kind: str, operators: list[str]) -> int:
     """How many of a kind an optimised graph has; an activation in a convolution is an attribute of it.
 
     A convolution that adds a third input before its activation is another fusion, which is not counted.
     """
-    nodes = [node for node in graph.nodes if node.op_type in operators]
+    nodes = [node for node in graph.model.graph.node if node.op_type in operators]
     if kind == "convolution with activation":
         nodes = [node for node in nodes if any(one.name == "activation" for one in node.attribute)]
         nodes = [node for node in nodes if len([name for name in node.input if name]) < 4]
     return len(nodes)
 
 
-def _operators(graph: _Graph, kind: str) -> int:
-    return sum(node.op_type in ALREADY[kind] for node in graph.nodes)
+def _operators(graph: Net, kind: str) -> int:
+    return sum(node.op_type in ALREADY[kind] for node in graph.model.graph.node)
 
 
-def _integers(graph: _Graph, kind: str, operators: tuple[str, ...]) -> int:
+def _integers(graph: Net, kind: str, operators: tuple[str, ...]) -> int:
     """Nodes between DequantizeLinears, or that are integer operators in the file."""
     both = 0
-    for node in graph.nodes:
+    for node in graph.model.graph.node:
         if node.op_type in operators:
             sources = [graph.source(node, place) for place in (0, 1)]
             both += all(source is not None and source.op_type == "DequantizeLinear" for source in sources)
     return both + _operators(graph, kind)
 
 
-def _activated(graph: _Graph) -> int:
+def _activated(graph: Net) -> int:
     """Convolutions in float whose only reader is an activation."""
     count = 0
-    for node in graph.nodes:
+    for node in graph.model.graph.node:
         reader, weight = graph.reader(node), graph.source(node, 1)
         if node.op_type == "Conv" and (weight is None or weight.op_type != "DequantizeLinear"):
             count += reader is not None and reader.op_type in ACTIVATIONS
     return count
 
 
-def _gelus(graph: _Graph) -> int:
+def _gelus(graph: Net) -> int:
     """Gelu operators, and x/2 · (1 + erf(x/√2)) (Hendrycks and Gimpel 2016) in pieces."""
     pieces = 0
-    for node in graph.nodes:
+    for node in graph.model.graph.node:
         reader = graph.reader(node) if node.op_type == "Erf" else None
-        pieces += reader is not None and reader.op_type == "Add" and 1.0 in map(graph.number, reader.input)
+        added = [_number(graph, name) for name in reader.input] if reader and reader.op_type == "Add" else []
+        pieces += 1.0 in added
     return pieces + _operators(graph, "GELU")
 
 
-def _norms(graph: _Graph) -> Iterator[str]:
+def _norms(graph: Net) -> Iterator[str]:
     """What each layer norm reads: of the operator, and of (x − mean) / √(variance + ε) (Ba et al. 2016) in pieces."""
-    for node in graph.nodes:
+    for node in graph.model.graph.node:
         if node.op_type == "LayerNormalization":
             yield node.input[0]
         if node.op_type == "Div":
@@ -222,33 +185,33 @@ def _norms(graph: _Graph) -> Iterator[str]:
                     yield found.input[0]
 
 
-def _skips(graph: _Graph) -> int:
+def _skips(graph: Net) -> int:
     """Layer norms of a sum of two activations."""
     sums = [graph.made_by.get(name) for name in _norms(graph)]
-    return sum(one is not None and one.op_type == "Add" and not set(one.input) & set(graph.weights) for one in sums)
+    return sum(one is not None and one.op_type == "Add" and not set(one.input) & set(graph.tensors) for one in sums)
 
 
-def _attentions(graph: _Graph) -> int:
+def _attentions(graph: Net) -> int:
     """Attention operators, and softmaxes between two products of activations."""
     count = 0
-    for node in graph.nodes:
+    for node in graph.model.graph.node:
         if node.op_type == "Softmax":
             count += _near_product(graph, node, graph.sources) and _near_product(graph, node, graph.readers)
     return count + _operators(graph, "attention")
 
 
-def _near_product(graph: _Graph, node: NodeProto, step: Callable[[NodeProto], list[NodeProto]], hops: int = 4) -> bool:
+def _near_product(graph: Net, node: NodeProto, step: Callable[[NodeProto], list[NodeProto]], hops: int = 4) -> bool:
     """Whether a product of two activations is a few nodes away: masks, scales and checks for NaN lie between."""
     found = [node]
     for _ in range(hops):
         found = [one for past in found for one in step(past)]
-        if any(map(graph.product, found)):
+        if any(_product(graph, one) for one in found):
             return True
     return False
 
 
 FROM_FILE = (*INTEGER, "convolution with activation")  # the others are counted in the float graph
-PATTERNS: Mapping[str, Callable[[_Graph], int]] = {
+PATTERNS: Mapping[str, Callable[[Net], int]] = {
     "integer convolution": lambda graph: _integers(graph, "integer convolution", ("Conv", "ConvTranspose")),
     "integer matrix product": lambda graph: _integers(graph, "integer matrix product", ("MatMul", "Gemm")),
     "convolution with activation": _activated,

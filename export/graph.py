@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic.dataclasses import dataclass
 
 from potstill.export.adopt import adopted
+from potstill.export.modules import modules_beside, write_modules
 from potstill.export.untraced import why_not
 from potstill.validate.data import Examples
 from potstill.validate.encoder import Encoder
@@ -23,6 +24,7 @@ from potstill.validate.onnx_file import OnnxModule
 from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.task import LogitsOf, Model
+from potstill.validate.units import counted
 
 PARITY = 1e-4  # of the largest logit; a float32 export of these models agrees to about 1e-6
 QDQ_PARITY = 5e-2  # the same for integers: a sum that torch rounds up, integer kernels may round down
@@ -48,7 +50,8 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
     """Write an ONNX graph with a dynamic batch (and sequence), and compare it with torch.
 
     By `torch.onnx.export(dynamo=True)`; traced with two examples. Names of files and source lines of this
-    machine, which the exporter leaves in the graph, are removed. Weights past 2 GB go to `<name>.data`. The graph is
+    machine, which the exporter leaves in the graph, are removed; which module each node is of goes into
+    `<stem>.modules.json`. Weights past 2 GB go to `<name>.data`. The graph is
     float32; that of a model with fake quantisation holds its integers (QDQ). An ONNX file's own graph is taken,
     and compared with the file.
 
@@ -65,7 +68,7 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
     """
     if isinstance(model.module, OnnxModule):
         save_model(adopted(model.module, model.encode, examples.rows([0, 1]), opset), path)
-        _tidy(path)
+        tidy(path, model)
         return check_parity(model, path, examples)
     model.module.cpu().eval()
     inputs = tuple(model.batch(examples.rows([0, 1]), torch.device("cpu")))
@@ -77,7 +80,7 @@ def export_graph(model: Model, examples: Examples, path: Path, opset: int) -> Pa
             (_scripted if recurrent else _exported)(model, inputs, path, opset)
     except torch.onnx.errors.OnnxExporterError as error:
         raise InputError(f"{model.checkpoint} cannot be exported to ONNX: {why_not(model.core, error)}") from error
-    _tidy(path)
+    tidy(path, model)
     _check_opset(model, path, opset)
     _check_axes(model, path)
     return check_parity(model, path, examples)
@@ -139,17 +142,22 @@ def _check_axes(model: Model, path: Path) -> None:
             )
 
 
-def _tidy(path: Path) -> None:
-    """Remove traces of this machine from a graph, and put the weights in one file with it where they fit."""
-    model = onnx.load(str(path))
-    for node in model.graph.node:
+def tidy(path: Path, model: Model | None = None) -> None:
+    """Remove traces of this machine from a graph; of a `model`, what the exporter says of modules goes beside it.
+
+    The weights go into one file with it where they fit.
+    """
+    graph = onnx.load(str(path))
+    if model:
+        write_modules(graph, model, modules_beside(path))
+    for node in graph.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
-    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output]:
+    for value in [*graph.graph.value_info, *graph.graph.input, *graph.graph.output]:
         value.ClearField("metadata_props")
-    model.ClearField("metadata_props")
-    model.producer_name, model.producer_version = "potstill", ""
-    save_model(model, path)
+    graph.ClearField("metadata_props")
+    graph.producer_name, graph.producer_version = "potstill", ""
+    save_model(graph, path)
 
 
 def data_file(path: Path) -> Path:
@@ -199,7 +207,7 @@ def check_parity(model: Model, path: Path, examples: Examples, most: int = 16) -
     if not worst <= parity.tolerance:
         raise PotstillError(
             f"the ONNX graph of {model.checkpoint} does not compute what {source} does: a logit differs by "
-            f"{worst:.2g} on {count} examples, allowed is {parity.tolerance:.2g}; nothing was written"
+            f"{worst:.2g} on {counted(count, 'example')}, allowed is {parity.tolerance:.2g}; nothing was written"
         )
     return parity
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
@@ -19,16 +18,18 @@ from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from pydantic.dataclasses import dataclass
 
-from potstill.export.graph import data_file, save_model
+from potstill.export.graph import save_model
+from potstill.export.net import floats, mend, open_model, refill
 from potstill.validate.encoder import Inputs
 from potstill.validate.errors import InputError
+from potstill.validate.session import open_session
 
 EXAMPLES = 32  # that nodes are measured on
 TOLERANCE = 2e-2  # of the largest output; that of a float16 package's golden samples
-MOST, LEAST = 65504.0, 2.0**-14  # the largest float16 and the least with all its bits
+MOST_HALF, LEAST_HALF = 65504.0, 2.0**-14  # the largest float16 and the least with all its bits
 ENDLESS = 1e37  # from here on a number stands for infinity, as in a mask; float16 has one too
 MOST_TRIES = 40  # passes over the examples to find nodes which ranges do not show
-ON = "potstill.rounded"  # the input that says so
+ROUNDED = "potstill.rounded"  # the input that says so
 SQUARING = ("LayerNormalization", "InstanceNormalization", "GroupNormalization", "ReduceL2", "LpNormalization")
 
 
@@ -72,8 +73,8 @@ def to_float16(path: Path, out: Path, batches: Sequence[Inputs]) -> Half:
         )
     model = _named(path)
     names = [node.name for node in model.graph.node if node.op_type not in DEFAULT_OP_BLOCK_LIST]
-    kept = _beyond(model, _peaks(model, out, batches)) & set(names)
-    rounded = _Rounded(path, names, out, batches, wanted)
+    kept = _beyond(model, _peaks(model, batches)) & set(names)
+    rounded = _Rounded(path, names, batches, wanted)
     if not rounded.fits(kept):
         kept |= rounded.least([name for name in names if name not in kept], kept)
     _write(path, out, kept)
@@ -82,14 +83,7 @@ def to_float16(path: Path, out: Path, batches: Sequence[Inputs]) -> Half:
 
 def _named(path: Path) -> onnx.ModelProto:
     """A graph with the shapes of its activations, every node with a name."""
-    model = load_model_with_shape_infer(path)
-    for i, node in enumerate(model.graph.node):
-        node.name = node.name or f"unnamed_{i}"
-    weights = {tensor.name for tensor in model.graph.initializer}
-    kept = [value for value in model.graph.value_info if value.name not in weights]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
-    return model
+    return mend(load_model_with_shape_infer(path))
 
 
 def _join(model: onnx.ModelProto) -> None:
@@ -116,17 +110,13 @@ def _join(model: onnx.ModelProto) -> None:
         for place, name in enumerate(node.input):
             node.input[place] = direct.get(name, name)
     read = {name for node in kept.values() for name in node.input} | {value.name for value in graph.output}
-    nodes = [node for node in kept.values() if read & set(node.output) or not set(node.output) & set(down)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    values = {value.name: value for value in graph.value_info}
-    del graph.value_info[:]
-    graph.value_info.extend(values.values())
+    refill(graph.node, [node for node in kept.values() if read & set(node.output) or not set(node.output) & set(down)])
+    refill(graph.value_info, list({value.name: value for value in graph.value_info}.values()))
 
 
-def _peaks(model: onnx.ModelProto, beside: Path, batches: Sequence[Inputs]) -> dict[str, float]:
+def _peaks(model: onnx.ModelProto, batches: Sequence[Inputs]) -> dict[str, float]:
     """The largest finite magnitude of each float activation; the graph itself finds it."""
-    names = _floats(model)
+    names = floats(model)
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     graph = watched.graph
@@ -144,7 +134,7 @@ def _peaks(model: onnx.ModelProto, beside: Path, batches: Sequence[Inputs]) -> d
             ]
         )
         graph.output.append(helper.make_tensor_value_info(one[3], TensorProto.FLOAT, []))
-    found = np.max([[float(peak) for peak in outputs] for outputs in _run(_aside(watched, beside), batches)], axis=0)
+    found = np.max([[float(peak) for peak in outputs] for outputs in _run(open_model(watched), batches)], axis=0)
     return dict(zip(names, np.maximum(found, 0).tolist(), strict=True))
 
 
@@ -159,8 +149,8 @@ def _beyond(model: onnx.ModelProto, peaks: dict[str, float]) -> set[str]:
     for node in model.graph.node:
         ends = [peaks[name] for name in [*node.input, *node.output] if name in peaks]
         ends += [weights[name] for name in node.input if weights.get(name, ENDLESS) < ENDLESS]
-        squared = node.op_type in SQUARING and peaks.get(node.input[0], 0) ** 2 > MOST
-        if squared or any(end > MOST or 0 < end < LEAST for end in ends):
+        squared = node.op_type in SQUARING and peaks.get(node.input[0], 0) ** 2 > MOST_HALF
+        if squared or any(end > MOST_HALF or 0 < end < LEAST_HALF for end in ends):
             kept.add(node.name)
     return kept
 
@@ -187,17 +177,17 @@ class _Rounded:
     """The float graph in one session, in which an input says whose outputs are rounded to float16."""
 
     def __init__(
-        self, path: Path, names: list[str], beside: Path, batches: Sequence[Inputs], wanted: list[NDArray[np.float32]]
+        self, path: Path, names: list[str], batches: Sequence[Inputs], wanted: list[NDArray[np.float32]]
     ) -> None:
         self.names, self.batches, self.wanted, self.tries = names, batches, wanted, 0
         model = _named(path)
         _gate(model, names)
-        self.session = _aside(model, beside)
+        self.session = open_model(model)
 
     def fits(self, kept: set[str]) -> bool:
         """Whether the outputs are near enough with some nodes in float32."""
         self.tries += 1
-        on = {ON: np.array([name not in kept for name in self.names])}
+        on = {ROUNDED: np.array([name not in kept for name in self.names])}
         found = [outputs[0] for outputs in _run(self.session, [{**batch, **on} for batch in self.batches])]
         return _distance(found, self.wanted) <= TOLERANCE
 
@@ -220,24 +210,23 @@ def _gate(model: onnx.ModelProto, names: list[str]) -> None:
 
     ONNX Runtime leaves a pair of Casts alone that the graph has.
     """
-    graph, floats = model.graph, set(_floats(model))
+    graph, rounded = model.graph, set(floats(model))
     on = {name: f"potstill.{i}.on" for i, name in enumerate(names)}
     makers = {name: on[node.name] for node in graph.node for name in node.output if node.name in on}
-    nodes = [helper.make_node("Gather", [ON, f"{one}.place"], [one]) for one in on.values()]
-    nodes += [cast for value in graph.input if value.name in floats for cast in _casts(value.name)]
+    nodes = [helper.make_node("Gather", [ROUNDED, f"{one}.place"], [one]) for one in on.values()]
+    nodes += [cast for value in graph.input if value.name in rounded for cast in _casts(value.name)]
     for node in graph.node:
-        for name in sorted({*node.input} & floats):
+        for name in sorted({*node.input} & rounded):
             by = [one for one in (makers.get(name), on.get(node.name)) if one]
             if by:
                 gated = f"{name}.{node.name}"
                 nodes.append(helper.make_node("Or", [by[0], by[-1]], [f"{gated}.on"]))
                 nodes.append(helper.make_node("Where", [f"{gated}.on", f"{name}.back", name], [gated]))
                 node.input[:] = [gated if one == name else one for one in node.input]
-        nodes += [node, *(cast for name in node.output if name in floats for cast in _casts(name))]
-    del graph.node[:]
-    graph.node.extend(nodes)
+        nodes += [node, *(cast for name in node.output if name in rounded for cast in _casts(name))]
+    refill(graph.node, nodes)
     graph.initializer.extend(numpy_helper.from_array(np.int64(i), f"{one}.place") for i, one in enumerate(on.values()))
-    graph.input.append(helper.make_tensor_value_info(ON, TensorProto.BOOL, [len(names)]))
+    graph.input.append(helper.make_tensor_value_info(ROUNDED, TensorProto.BOOL, [len(names)]))
 
 
 def _casts(name: str) -> list[onnx.NodeProto]:
@@ -248,31 +237,6 @@ def _casts(name: str) -> list[onnx.NodeProto]:
     ]
 
 
-def _floats(model: onnx.ModelProto) -> list[str]:
-    """Names of the activations in float32, in the order in which they are computed."""
-    graph = model.graph
-    kinds = {value.name: value.type.tensor_type.elem_type for value in [*graph.value_info, *graph.input, *graph.output]}
-    made = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
-    return [name for name in made if kinds.get(name) == TensorProto.FLOAT]
-
-
-def _aside(model: onnx.ModelProto, beside: Path) -> Any:
-    """A session of a graph that is written beside a file and removed."""
-    aside = beside.with_name(f".watched.{beside.name}")
-    try:
-        save_model(model, aside)
-        return _open(aside)
-    finally:
-        for part in (aside, data_file(aside)):
-            part.unlink(missing_ok=True)
-
-
-def _open(path: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def _run(session: Any, batches: Sequence[Inputs]) -> list[list[NDArray[np.float32]]]:
     """All outputs of each batch."""
     names = {one.name for one in session.get_inputs()}
@@ -281,4 +245,4 @@ def _run(session: Any, batches: Sequence[Inputs]) -> list[list[NDArray[np.float3
 
 def _outputs(path: Path, batches: Sequence[Inputs]) -> list[NDArray[np.float32]]:
     """The first output of each batch."""
-    return [outputs[0] for outputs in _run(_open(path), batches)]
+    return [outputs[0] for outputs in _run(open_session(path), batches)]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 BINS = 4096  # of a whole histogram; at least half of them lie between the least and the greatest value, or zero
 PART = 2**15  # values counted at once: they stay in the processor's cache
-LEAST = -126  # exponent of the narrowest bin: its inverse is still a float32
+LEAST_EXPONENT = -126  # exponent of the narrowest bin: its inverse is still a float32
 
 
 class Histogram:
@@ -24,7 +24,7 @@ class Histogram:
 
     def __init__(self) -> None:
         self.counts: NDArray[np.int64] = np.zeros(BINS, dtype=np.int64)
-        self.exponent, self.start = LEAST, 0
+        self.exponent, self.start = LEAST_EXPONENT, 0
 
     @property
     def edges(self) -> NDArray[np.float64]:

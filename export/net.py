@@ -1,7 +1,8 @@
-"""A float graph whose weights are changed: its ties, its weights as arrays, and sessions of a part of it."""
+"""A graph at hand: who makes and reads what, its constants as arrays; and sessions of a graph or of a part of it."""
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from potstill.export.graph import save_model
+from potstill.validate.session import open_session
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class Net:
     """Names, ties and constants of a graph.
 
     Attributes:
-        model: the graph; what `put` changes is changed there.
-        tensors: its constants by name.
+        model: the graph; what `put` and `hold` change is changed there.
+        tensors: its constants by name, those that nodes hold too.
         nodes: its nodes by name.
         made_by: the node that makes a tensor.
         read_by: the nodes that read a tensor, once for each time.
@@ -27,24 +31,79 @@ class Net:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         graph = model.graph
-        self.tensors = {tensor.name: tensor for tensor in graph.initializer}
+        held = [(node.output[0], attribute(node, "value", None)) for node in graph.node if node.op_type == "Constant"]
+        self.tensors = {tensor.name: tensor for tensor in graph.initializer} | {name: one for name, one in held if one}
         self.nodes = {node.name: node for node in graph.node}
         self.made_by = {name: node for node in graph.node for name in node.output}
         self.read_by: dict[str, list[NodeProto]] = {}
         for node in graph.node:
             for name in node.input:
                 self.read_by.setdefault(name, []).append(node)
+        self._inputs = {value.name for value in graph.input}
         self._ends = {value.name for value in graph.output}
+
+    @classmethod
+    def read(cls, path: Path, *, weights: bool = True) -> "Net":
+        """The graph of a file; without `weights` those that lie beside it are left there."""
+        return cls(onnx.load(str(path), load_external_data=weights))
+
+    @cached_property
+    def types(self) -> dict[str, onnx.TypeProto.Tensor]:
+        """Element type and shape of the tensors that the graph tells them of."""
+        values = [*self.model.graph.input, *self.model.graph.output, *self.model.graph.value_info]
+        return {value.name: value.type.tensor_type for value in values}
+
+    @cached_property
+    def float_nodes(self) -> list[str]:
+        """Names of the nodes with weights that compute in floating point: not fed by DequantizeLinear on both sides."""
+        return [node.name for node in self.model.graph.node if node.op_type in WEIGHTED and self._in_float(node)]
+
+    def _in_float(self, node: NodeProto) -> bool:
+        kinds = [self.tensors[name].data_type for name in node.input[:2] if name in self.tensors]
+        sources = [one.op_type for place in (0, 1) if (one := self.source(node, place))]
+        return bool({TensorProto.FLOAT, TensorProto.FLOAT16} & set(kinds)) or sources.count("DequantizeLinear") == 1
 
     def array(self, name: str) -> NDArray[Any]:
         """A constant."""
         found: NDArray[Any] = numpy_helper.to_array(self.tensors[name])
         return found
 
+    def constant(self, name: str) -> NDArray[Any] | None:
+        """A constant; None of what is computed."""
+        return self.array(name) if name in self.tensors else None
+
     def put(self, name: str, array: NDArray[Any]) -> None:
         """Give a constant other values, of its own type."""
         kind = helper.tensor_dtype_to_np_dtype(self.tensors[name].data_type)
         self.tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array, dtype=kind), name))
+
+    def computed(self, name: str) -> bool:
+        """Whether a tensor is an activation or an input of the graph, and no constant."""
+        return name not in self.tensors and (name in self.made_by or name in self._inputs)
+
+    def hold(self, name: str, array: NDArray[Any]) -> str:
+        """Add a constant and give its name."""
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+        self.tensors[name] = self.model.graph.initializer[-1]
+        return name
+
+    def source(self, node: NodeProto, place: int) -> NodeProto | None:
+        """The node that makes an input; None where it is a constant, the graph's, or not there."""
+        return self.made_by.get(node.input[place]) if place < len(node.input) else None
+
+    def sources(self, node: NodeProto) -> list[NodeProto]:
+        """The nodes that make the inputs."""
+        return [self.made_by[name] for name in node.input if name in self.made_by]
+
+    def readers(self, node: NodeProto) -> list[NodeProto]:
+        """The nodes that read what a node makes, once for each time."""
+        return [one for name in node.output for one in self.read_by.get(name, [])]
+
+    def replace(self, node: NodeProto, others: Sequence[NodeProto]) -> None:
+        """Put others in the place of a node; `made_by` and `read_by` stay those of before."""
+        nodes = list(self.model.graph.node)
+        at = nodes.index(node)
+        refill(self.model.graph.node, [*nodes[:at], *others, *nodes[at + 1 :]])
 
     def own(self, node: NodeProto, place: int) -> str | None:
         """The name of a float constant that a node reads at a place and nothing else does; None if it is not so."""
@@ -84,23 +143,46 @@ def session(model: onnx.ModelProto, outputs: Sequence[str]) -> Any:
 
     part = onnx.ModelProto()
     part.CopyFrom(model)
-    needed = _needed(model.graph.node, outputs)
-    read = {name for node in needed for name in node.input}
-    del part.graph.node[:], part.graph.output[:], part.graph.initializer[:], part.graph.value_info[:]
-    part.graph.node.extend(needed)
-    part.graph.initializer.extend(one for one in model.graph.initializer if one.name in read)
-    part.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # nothing is fused away
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(part, Path(folder) / "part.onnx")
-        return onnxruntime.InferenceSession(
-            str(Path(folder) / "part.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+    nodes = needed(model.graph.node, outputs)
+    read = {name for node in nodes for name in node.input}
+    del part.graph.value_info[:]
+    refill(part.graph.node, nodes)
+    refill(part.graph.initializer, [one for one in model.graph.initializer if one.name in read])
+    refill(part.graph.output, [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs])
+    basic = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # nothing is fused away
+    return open_model(part, graph_optimization_level=basic)
 
 
-def _needed(nodes: Iterable[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
+def open_model(model: onnx.ModelProto, entries: Mapping[str, str] | None = None, **settings: Any) -> Any:
+    """A session of a graph in memory; `entries` and `settings` as of `open_session`."""
+    with tempfile.TemporaryDirectory(prefix="potstill-") as folder:
+        save_model(model, Path(folder, "graph.onnx"))
+        return open_session(Path(folder, "graph.onnx"), entries, **settings)
+
+
+def refill(held: Any, now: Sequence[Any]) -> None:
+    """Put other nodes, constants or values in the place of those that a graph has."""
+    del held[:]
+    held.extend(now)
+
+
+def mend(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Name the nodes without a name; drop shape entries that name a weight, which the dynamic quantiser trips over."""
+    for i, node in enumerate(model.graph.node):
+        node.name = node.name or f"unnamed_{i}"
+    weights = {tensor.name for tensor in model.graph.initializer}
+    refill(model.graph.value_info, [value for value in model.graph.value_info if value.name not in weights])
+    return model
+
+
+def floats(model: onnx.ModelProto) -> list[str]:
+    """Names of the activations in float32, the graph's inputs too, in the order in which they are computed."""
+    types, constant = Net(model).types, {tensor.name for tensor in model.graph.initializer}
+    made = [value.name for value in model.graph.input] + [name for node in model.graph.node for name in node.output]
+    return [one for one in made if one in types and types[one].elem_type == TensorProto.FLOAT and one not in constant]
+
+
+def needed(nodes: Iterable[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
     """Those of the nodes, which are in order, that the outputs come from."""
     wanted, found = set(outputs), list[NodeProto]()
     for node in reversed(list(nodes)):

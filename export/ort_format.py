@@ -5,16 +5,16 @@ import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from potstill.export.graph import data_file
+from potstill.export.net import Net
 from potstill.validate.encoder import Inputs
 from potstill.validate.errors import InputError, PotstillError
+from potstill.validate.session import open_session
 
 ORT, OPERATORS = "model.ort", "required_operators_and_types.config"
 
@@ -56,7 +56,7 @@ def write_ort(path: Path, arch: str, inputs: Sequence[Inputs], tolerance: float)
         (made,), (operators,) = Path(folder).glob("*.ort"), Path(folder).glob("*.config")
         made.replace(path.with_name(ORT))
         operators.replace(path.with_name(OPERATORS))
-    ours, theirs = (_session(file) for file in (path, path.with_name(ORT)))
+    ours, theirs = (open_session(file) for file in (path, path.with_name(ORT)))
     for one in inputs:
         expected, found = (np.asarray(session.run(None, one)[0]) for session in (ours, theirs))
         worst, most = float(np.abs(found - expected).max()), tolerance * float(np.abs(expected).max())
@@ -71,19 +71,10 @@ def _with_zero_points(path: Path) -> onnx.ModelProto:
 
     Without one the file that it writes does not open (ONNX Runtime 1.31.1).
     """
-    model = onnx.load(str(path))
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "DequantizeLinear" and len(node.input) == 2 and node.input[0] in constants:
-            shape, kind = constants[node.input[1]].dims, constants[node.input[0]].data_type
+    net = Net.read(path)
+    for node in net.model.graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 2 and node.input[0] in net.tensors:
+            shape, kind = net.tensors[node.input[1]].dims, net.tensors[node.input[0]].data_type
             zero = np.zeros(shape, dtype=helper.tensor_dtype_to_np_dtype(kind))
-            graph.initializer.append(numpy_helper.from_array(zero, f"{node.output[0]}_zero_point"))
-            node.input.append(graph.initializer[-1].name)
-    return model
-
-
-def _session(path: Path) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            node.input.append(net.hold(f"{node.output[0]}_zero_point", zero))
+    return net.model

@@ -4,29 +4,35 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnxruntime.quantization import quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from potstill.export.block_weights import Blocks, decoder_in_blocks, untie
 from potstill.export.calibrate import calibration_indices
+from potstill.export.decoder_graph import is_decoder
 from potstill.export.embeddings import embeddings, embeddings_in_rows
 from potstill.export.graph import data_file, save_model, too_large
 from potstill.export.half import EXAMPLES, Half, to_float16
+from potstill.export.net import WEIGHTED, Net, attribute, mend, refill
 from potstill.export.static import TYPES, tables_of, write_static
 from potstill.export.weight_only import BLOCK, MORE_BITS, as_products, in_blocks, weights_in_blocks
-from potstill.targets.target import Scheme, Target
+from potstill.targets.target import DECODER, Scheme, Target
 from potstill.validate.data import Examples
+from potstill.validate.decoder import IDS, runs_of, takes_past
 from potstill.validate.encoder import Encoder, Inputs
 from potstill.validate.errors import InputError
 from potstill.validate.fake_quant import Formats
+from potstill.validate.session import open_session
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LEAST = "potstill.least"  # the name of a constant
+SHAPES = ("gemm_input_shape", "gemm_output_shape")  # so start names that ONNX Runtime gives
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,10 @@ class Quantized:
 
 
 def scheme_for(path: Path, target: Target) -> Scheme:
-    """The target's scheme for a graph: by where most of its weights are, in convolutions or in matrix products."""
+    """The target's scheme for a graph: a decoder's; else by where its weights are, in convolutions or in products."""
     graph = onnx.load(str(path), load_external_data=False).graph
+    if takes_past(graph.input):
+        return target.quantize.decoder or DECODER
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
     held = dict.fromkeys(WEIGHTED, 0)
     for node in graph.node:
@@ -72,6 +80,7 @@ def in_words(scheme: Scheme) -> str:
         return scheme.method
     if scheme.method == "weights":
         words = [f"{scheme.weight} weights in blocks of {scheme.block_size}"]
+        words += [f"by {scheme.algorithm}"] if scheme.algorithm != "rtn" else []
     else:
         types = f"{scheme.activation} × {scheme.weight}" if scheme.method == "static" else f"{scheme.weight} weights"
         words = [f"{scheme.method} {types}", f"per {'channel' if scheme.per_channel else 'tensor'}"]
@@ -130,41 +139,52 @@ def quantize(
         InputError: a static scheme without calibration examples, ones that `observe` refuses, or nothing to quantise.
     """
     weighted = len(float_nodes(path))
-    if scheme.method not in ("float32", "float16") and not weighted and not _has_embeddings(path):
-        raise InputError(
-            f"the graph has no convolution, matrix product or embedding with constant weights, and the target wants "
-            f"{in_words(scheme)}; give it a scheme with method: float16 or float32"
-        )
-    used, repaired = 0, list[str]()
+    if scheme.method == "float16":
+        return _half(path, scheme, to_float16(path, out, _some(path, calibrate, encode, seed)))
+    if scheme.method == "float32":
+        save_model(onnx.load(str(path)), out)
+        return Quantized(in_words(scheme), scheme.why, weighted, weighted, 0)
+    _check_weights(path, scheme, weighted)
+    if is_decoder(path):
+        return _decoder(path, out, scheme, calibrate, encode, seed, keep_float)
+    if scheme.algorithm != "rtn":
+        raise InputError(f"algorithm: {scheme.algorithm} is for language models; leave it out of the target's scheme")
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize.") as folder:
         prepared = Path(folder) / "prepared.onnx"
-        if scheme.method == "float32":
-            save_model(onnx.load(str(path)), out)
-        elif scheme.method == "float16":
-            return _half(path, scheme, to_float16(path, out, _some(path, calibrate, encode, seed)))
-        else:
-            prepare(path, prepared)
-            used, repaired = _in_integers(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
-            if data_file(out).is_file():  # what was too large for one file may fit now
-                save_model(onnx.load(str(out)), out)
-            tables = [node for node in tables_of(prepared, scheme) if node not in keep_float]
-            if scheme.embedding and tables:
-                embeddings_in_rows(out, scheme.embedding, tables)
-            else:
-                scheme = scheme.model_copy(update={"embedding": None})
-            if keep_float:
-                _hold_float(out, keep_float)
-            if scheme.more_bits and keep_float:
-                weights_in_blocks(out, MORE_BITS, BLOCK)
+        prepare(path, prepared)
+        used, repaired = _in_integers(prepared, out, scheme, calibrate, encode, seed, keep_float, ranges)
+        tables = [node for node in tables_of(prepared, scheme) if node not in keep_float]
+        scheme = _finish(out, scheme, tables, keep_float)
     left = len(float_nodes(out))
-    if scheme.method not in ("float32", "float16") and weighted and left == weighted and not keep_float:
+    if weighted and left == weighted and not keep_float:
         raise InputError(f"none of the {weighted} weighted nodes could be quantised as {in_words(scheme)}")
     more = len(in_blocks(out)) if scheme.more_bits else 0
     return Quantized(in_words(scheme), scheme.why, weighted, left, used, more_bits=more, repaired=repaired)
 
 
+def _finish(path: Path, scheme: Scheme, tables: Sequence[str], keep_float: Sequence[str]) -> Scheme:
+    """Put embeddings into rows and hold back or give more bits to some nodes, in place; the scheme as it came out."""
+    if data_file(path).is_file():  # what was too large for one file may fit now
+        save_model(onnx.load(str(path)), path)
+    if scheme.embedding and tables:
+        embeddings_in_rows(path, scheme.embedding, tables)
+    if keep_float:
+        _hold_float(path, keep_float)
+    if scheme.more_bits and keep_float:
+        weights_in_blocks(path, MORE_BITS, BLOCK)
+    return scheme if tables else scheme.model_copy(update={"embedding": None})
+
+
 def prepare(path: Path, out: Path) -> None:
-    """Write the graph as it is quantised: batch norms folded, shapes inferred, every node with a name."""
+    """Write the graph as it is quantised: batch norms folded, shapes inferred, every node with a name.
+
+    A decoder's is only untied.
+    """
+    if is_decoder(path):
+        net = Net.read(path)
+        untie(net)
+        save_model(net.model, out)
+        return
     quant_pre_process(
         str(path),
         str(out),
@@ -172,19 +192,69 @@ def prepare(path: Path, out: Path) -> None:
         save_as_external_data=too_large(path),
         external_data_location=data_file(out).name,
     )
-    _mend(out)
+    save_model(_own_shapes(mend(onnx.load(str(out)))), out)
 
 
-def _has_embeddings(path: Path) -> bool:
-    return bool(embeddings(onnx.load(str(path), load_external_data=False).graph))
+def _own_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rename the shapes that ONNX Runtime made for a Gemm, where sizes are fixed.
+
+    When it opens a file, it makes new ones by names that no node has, and ends where a weight has them
+    (`matmul_add_fusion.cc`).
+    """
+    renamed = {one.name: f"prepared_{one.name}" for one in model.graph.initializer if one.name.startswith(SHAPES)}
+    for tensor in model.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    return model
+
+
+def _check_weights(path: Path, scheme: Scheme, weighted: int) -> None:
+    if not weighted and not embeddings(onnx.load(str(path), load_external_data=False).graph):
+        raise InputError(
+            f"the graph has no convolution, matrix product or embedding with constant weights, and the target wants "
+            f"{in_words(scheme)}; give it a scheme with method: float16 or float32"
+        )
 
 
 def _some(path: Path, examples: Examples | None, encode: Encoder, seed: int) -> list[Inputs]:
     """The graph's inputs of a few examples, one by one."""
+    if examples is None:
+        return []
+    encoded = [encode(examples.rows([i])) for i in calibration_indices(examples, seed)[:EXAMPLES].tolist()]
+    if is_decoder(path):
+        session = open_session(path)
+        return [run for one in encoded for run in runs_of(session, one[IDS][0])]
     names = [one.name for one in onnx.load(str(path), load_external_data=False).graph.input]
-    chosen = calibration_indices(examples, seed)[:EXAMPLES].tolist() if examples is not None else []
-    encoded = [encode(examples.rows([i])) for i in chosen] if examples is not None else []
     return [{name: one[name] for name in names} for one in encoded]
+
+
+def _decoder(
+    path: Path,
+    out: Path,
+    scheme: Scheme,
+    calibrate: Examples | None,
+    encode: Encoder,
+    seed: int,
+    keep_float: Sequence[str],
+) -> Quantized:
+    """Write a decoder with its matrices in blocks; `keep_float` have 8 bits where the scheme has `more_bits`."""
+    if scheme.method != "weights":
+        raise InputError(
+            f"a language model's weights are stored in blocks, float16 or float32, and the target wants "
+            f"{in_words(scheme)}; set quantize.decoder.method in the target to one of these"
+        )
+    chosen = calibration_indices(calibrate, seed)[:EXAMPLES].tolist() if calibrate is not None else []
+    texts = [encode(calibrate.rows([i]))[IDS][0].tolist() for i in chosen] if calibrate is not None else []
+    eight, in_float = (tuple(keep_float), ()) if scheme.more_bits else ((), tuple(keep_float))
+    bits: Literal[4, 8] = 4 if scheme.weight == "int4" else 8
+    blocks = Blocks(bits, scheme.algorithm, int(scheme.block_size or BLOCK), eight, in_float)
+    decoder_in_blocks(path, out, blocks, texts)
+    graph = onnx.load(str(out), load_external_data=False).graph
+    stored = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    more = sum(attribute(node, "bits", 4) == 8 for node in stored) if bits == 4 else 0
+    left, used = len(float_nodes(out)), len(texts) if scheme.algorithm == "gptq" else 0
+    return Quantized(in_words(scheme), scheme.why, len(stored) + left, left, used, more_bits=more)
 
 
 def _half(path: Path, scheme: Scheme, made: Half) -> Quantized:
@@ -234,48 +304,22 @@ def _hold_float(path: Path, names: Sequence[str]) -> None:
     with at most a Relu or Clip on the way, into int8 by itself, per tensor (`weight_bias_quantization.cc`). A Max with
     the least float there changes no value and stops it.
     """
-    model = onnx.load(str(path))
-    made_by = {name: node for node in model.graph.node for name in node.output}
-    kept: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        source = made_by.get(node.input[0]) if node.op_type == "QuantizeLinear" else None
+    net, kept = Net.read(path), list[onnx.NodeProto]()
+    for node in net.model.graph.node:
+        source = net.source(node, 0) if node.op_type == "QuantizeLinear" else None
         while source and source.op_type in ("Relu", "Clip"):
-            source = made_by.get(source.input[0])
+            source = net.source(source, 0)
         if source and source.op_type in ("Conv", "ConvTranspose", "Gemm") and source.name in names:
             held = f"{node.input[0]}_held"
             kept.append(helper.make_node("Max", [node.input[0], LEAST], [held], name=f"{held}_in_float"))
             node.input[0] = held
         kept.append(node)
-    if len(kept) > len(model.graph.node):
-        del model.graph.node[:]
-        model.graph.node.extend(kept)
-        model.graph.initializer.append(numpy_helper.from_array(np.finfo(np.float32).min, LEAST))
-        save_model(model, path)
-
-
-def _mend(path: Path) -> None:
-    """Name the nodes without a name; drop shape entries that name a weight, which the dynamic quantiser trips over."""
-    model = onnx.load(str(path))
-    for i, node in enumerate(model.graph.node):
-        node.name = node.name or f"unnamed_{i}"
-    weights = {tensor.name for tensor in model.graph.initializer}
-    kept = [value for value in model.graph.value_info if value.name not in weights]
-    del model.graph.value_info[:]
-    model.graph.value_info.extend(kept)
-    save_model(model, path)
+    if len(kept) > len(net.model.graph.node):
+        refill(net.model.graph.node, kept)
+        net.hold(LEAST, np.array(np.finfo(np.float32).min))
+        save_model(net.model, path)
 
 
 def float_nodes(path: Path) -> list[str]:
-    """Names of the nodes with weights that compute in floating point: not fed by DequantizeLinear on both sides."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    floats = {t.name for t in graph.initializer if t.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)}
-    made_by = {name: node.op_type for node in graph.node for name in node.output}
-    found = []
-    for node in graph.node:
-        if node.op_type not in WEIGHTED:
-            continue
-        sources = [made_by.get(name) for name in node.input[:2]]
-        held = floats & set(node.input[:2])
-        if held or (sources.count("DequantizeLinear") == 1):
-            found.append(node.name)
-    return found
+    """`Net.float_nodes` of a file."""
+    return Net.read(path, weights=False).float_nodes

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
-from potstill.export.graph import save_model
 from potstill.export.histogram import Histogram
+from potstill.export.net import floats, open_model
 from potstill.validate.encoder import Inputs
 from potstill.validate.errors import InputError
 
@@ -55,18 +55,7 @@ class Seen:
 
 def float_tensors(path: Path) -> list[str]:
     """Names of the activations that a graph holds as float32, its inputs and outputs too."""
-    return _floats(load_model_with_shape_infer(path))
-
-
-def _floats(model: onnx.ModelProto) -> list[str]:
-    """In the order in which they are computed."""
-    graph = model.graph
-    kinds = {value.name: value.type.tensor_type for value in [*graph.value_info, *graph.output, *graph.input]}
-    constant = {tensor.name for tensor in graph.initializer}
-    made = [value.name for value in graph.input] + [name for node in graph.node for name in node.output]
-    return [
-        name for name in made if name in kinds and kinds[name].elem_type == TensorProto.FLOAT and name not in constant
-    ]
+    return floats(load_model_with_shape_infer(path))
 
 
 def observe(path: Path, batches: Iterable[Inputs], binned: Collection[str] = ()) -> dict[str, Seen]:
@@ -76,7 +65,7 @@ def observe(path: Path, batches: Iterable[Inputs], binned: Collection[str] = ())
     takes. So memory does not grow with the number of batches.
 
     Args:
-        path: the graph; a copy with more outputs is written beside it and removed.
+        path: the graph.
         batches: what the graph's inputs are fed, by name.
         binned: the activations to make a histogram of.
 
@@ -87,8 +76,8 @@ def observe(path: Path, batches: Iterable[Inputs], binned: Collection[str] = ())
         InputError: there are no batches, one does not fit the graph, or an activation is not finite.
     """
     model = load_model_with_shape_infer(path)
-    names, kept = _floats(model), set(binned)
-    session = _watching(path, model, names, [name for name in names if name in kept])
+    names, kept = floats(model), set(binned)
+    session = _watching(model, names, [name for name in names if name in kept])
     seen = {name: Seen(name in kept) for name in names}
     count = 0
     for count, inputs in enumerate(batches, start=1):
@@ -117,7 +106,7 @@ def _take_in(session: Any, inputs: Inputs, count: int, seen: Mapping[str, Seen])
         one.add(low, high, values)
 
 
-def _watching(path: Path, model: onnx.ModelProto, names: list[str], kept: list[str]) -> Any:
+def _watching(model: onnx.ModelProto, names: list[str], kept: list[str]) -> Any:
     """A session of a graph that gives the reductions of some activations, and some whole ones after them."""
     del model.graph.output[:]
     for i, name in enumerate(names):
@@ -126,12 +115,4 @@ def _watching(path: Path, model: onnx.ModelProto, names: list[str], kept: list[s
             model.graph.node.append(helper.make_node(op, [name], [out], keepdims=0))
             model.graph.output.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, []))
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in kept)
-    aside = path.with_name(f".watched.{path.name}")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        save_model(model, aside)
-        return onnxruntime.InferenceSession(aside, options, providers=["CPUExecutionProvider"])
-    finally:
-        for part in path.parent.glob(f"{aside.name}*"):
-            part.unlink()
+    return open_model(model)

@@ -6,16 +6,16 @@ Each rewrite computes the same numbers in float32; see docs/decisions.md for wha
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from potstill.export.graph import data_file, save_model, too_large
-from potstill.targets.coverage import COREML
-from potstill.targets.target import CPU, QNN, Target
+from potstill.export.net import Net, attribute, needed, refill
+from potstill.targets.operator_lists import COREML
+from potstill.targets.target import QNN, Target
+from potstill.validate.session import CPU, open_session
 
 HUGE = 1e30  # what is less, added to the greatest float32, 3.4e38, rounds back to it: half its last bit is 1e31
 MOVES = (
@@ -25,68 +25,43 @@ MOVES = (
 ENDS = ("Softmax", "IsNaN", "IsInf", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Shape")  # nor huge
 
 
-class _Graph:
-    """A graph with its constants and shapes at hand, and names for new constants."""
+def _shape(net: Net, name: str) -> tuple[int, ...] | None:
+    """A fixed shape; None of one that is free or unknown."""
+    kind = net.types.get(name)
+    if kind is None or not kind.HasField("shape"):
+        return None
+    dims = kind.shape.dim
+    return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.graph = model.graph
-        self.made_by = {name: node for node in self.graph.node for name in node.output}
-        self.normalised = {node.input[0] for node in self.graph.node if node.op_type == "LayerNormalization"}
-        self._constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        values = [*self.graph.input, *self.graph.output, *self.graph.value_info]
-        self._types = {value.name: value.type.tensor_type for value in values}
 
-    def constant(self, name: str) -> NDArray[Any] | None:
-        """A constant's value; None of what is computed."""
-        tensor = self._constants.get(name)
-        return None if tensor is None else numpy_helper.to_array(tensor)
+def _finite(graph: onnx.GraphProto) -> bool:
+    """Whether constants make nothing infinite or NaN: all are finite, and no two are added that are `HUGE`.
 
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """A fixed shape; None of one that is free or unknown."""
-        kind = self._types.get(name)
-        if kind is None or not kind.HasField("shape"):
-            return None
-        dims = kind.shape.dim
-        return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
-
-    def dtype(self, name: str) -> Any:
-        """The numpy type of a tensor's elements."""
-        return helper.tensor_dtype_to_np_dtype(self._types[name].elem_type)
-
-    def hold(self, name: str, value: NDArray[Any]) -> str:
-        """Add a constant and give its name."""
-        self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        self.graph.initializer.append(self._constants[name])
-        return name
-
-    def finite(self) -> bool:
-        """Whether constants make nothing infinite or NaN: all are finite, and no two are added that are `HUGE`.
-
-        Huge ones may be chosen from, moved, and added to what is not huge, which rounds back to them. Activations
-        count as smaller than `HUGE`.
-        """
-        floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-        held = [one for one in self.graph.initializer if one.data_type in floats]
-        most = {one.name: float(np.abs(numpy_helper.to_array(one)).max(initial=0)) for one in held}
-        huge = {name for name, value in most.items() if not value < HUGE}  # NaN too
-        if not all(np.isfinite(most[name]) for name in huge):
+    Huge ones may be chosen from, moved, and added to what is not huge, which rounds back to them. Activations
+    count as smaller than `HUGE`.
+    """
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    held = [one for one in graph.initializer if one.data_type in floats]
+    most = {one.name: float(np.abs(numpy_helper.to_array(one)).max(initial=0)) for one in held}
+    huge = {name for name, value in most.items() if not value < HUGE}  # NaN too
+    if not all(np.isfinite(most[name]) for name in huge):
+        return False
+    for node in graph.node:
+        read = [name for name in node.input if name in huge]
+        if not read or node.op_type in ENDS:
+            continue
+        if node.op_type not in MOVES and not (node.op_type in ("Add", "Sub", "Sum") and len(read) == 1):
             return False
-        for node in self.graph.node:
-            read = [name for name in node.input if name in huge]
-            if not read or node.op_type in ENDS:
-                continue
-            if node.op_type not in MOVES and not (node.op_type in ("Add", "Sub", "Sum") and len(read) == 1):
-                return False
-            huge.update(node.output)
-        return True
+        huge.update(node.output)
+    return True
 
 
-Rewrite = Callable[[NodeProto, _Graph], list[NodeProto] | None]
+Rewrite = Callable[[NodeProto, Net], list[NodeProto] | None]
 
 
-def _gather_nd(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
+def _gather_nd(node: NodeProto, net: Net) -> list[NodeProto] | None:
     """GatherND whose constant indices name every element in order is a Reshape: a mask is read so."""
-    indices, shape, out = graph.constant(node.input[1]), graph.shape(node.input[0]), graph.shape(node.output[0])
+    indices, shape, out = net.constant(node.input[1]), _shape(net, node.input[0]), _shape(net, node.output[0])
     if (
         any(one.i for one in node.attribute)
         or indices is None
@@ -98,19 +73,19 @@ def _gather_nd(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
     in_order = np.stack(np.unravel_index(np.arange(int(np.prod(shape))), shape), axis=-1)
     if not np.array_equal(indices.reshape(-1, len(shape)), in_order):
         return None
-    wanted = graph.hold(f"{node.name}_shape", np.array(out, dtype=np.int64))
+    wanted = net.hold(f"{node.name}_shape", np.array(out, dtype=np.int64))
     return [helper.make_node("Reshape", [node.input[0], wanted], node.output, name=node.name)]
 
 
-def _gather_one(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
+def _gather_one(node: NodeProto, net: Net) -> list[NodeProto] | None:
     """Gather of one place along an axis is a Slice and a Squeeze: the first token is read so."""
-    index, shape = graph.constant(node.input[1]), graph.shape(node.input[0])
-    if index is None or index.ndim or shape is None or graph.constant(node.input[0]) is not None:
+    index, shape = net.constant(node.input[1]), _shape(net, node.input[0])
+    if index is None or index.ndim or shape is None or net.constant(node.input[0]) is not None:
         return None
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0) % len(shape)
+    axis = attribute(node, "axis", 0) % len(shape)
     place = int(index) % shape[axis]
     ends = {"starts": place, "ends": place + 1, "axes": axis}
-    held = [graph.hold(f"{node.name}_{name}", np.array([value], dtype=np.int64)) for name, value in ends.items()]
+    held = [net.hold(f"{node.name}_{name}", np.array([value], dtype=np.int64)) for name, value in ends.items()]
     cut = f"{node.output[0]}_cut"
     return [
         helper.make_node("Slice", [node.input[0], *held], [cut], name=f"{node.name}_slice"),
@@ -118,42 +93,44 @@ def _gather_one(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
     ]
 
 
-def _pad(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
+def _pad(node: NodeProto, net: Net) -> list[NodeProto] | None:
     """Pad with a constant along one axis is a Concat: a shortcut with more channels is padded so."""
-    mode = next((attribute.s for attribute in node.attribute if attribute.name == "mode"), b"constant")
-    pads, shape = graph.constant(node.input[1]), graph.shape(node.input[0])
-    value = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
-    if mode != b"constant" or len(node.input) > 3 or pads is None or value is None or shape is None:
+    pads, shape = net.constant(node.input[1]), _shape(net, node.input[0])
+    value = net.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(())
+    plain = attribute(node, "mode", b"constant") == b"constant" and len(node.input) <= 3
+    if not plain or pads is None or value is None or shape is None:
         return None
     ends = pads.reshape(2, len(shape))
     padded = np.flatnonzero(ends.any(axis=0))
     if len(padded) != 1 or ends.min() < 0:
         return None
     axis, parts = int(padded[0]), [node.input[0]]
+    kind = helper.tensor_dtype_to_np_dtype(net.types[node.input[0]].elem_type)
     for side, count in enumerate(ends[:, axis].tolist()):
         if count:
-            block = np.full((*shape[:axis], count, *shape[axis + 1 :]), value, dtype=graph.dtype(node.input[0]))
-            parts.insert(side * len(parts), graph.hold(f"{node.name}_{('before', 'after')[side]}", block))
+            block = np.full((*shape[:axis], count, *shape[axis + 1 :]), value, dtype=kind)
+            parts.insert(side * len(parts), net.hold(f"{node.name}_{('before', 'after')[side]}", block))
     return [helper.make_node("Concat", parts, node.output, name=node.name, axis=axis)]
 
 
-def _safe_softmax(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
+def _safe_softmax(node: NodeProto, net: Net) -> list[NodeProto] | None:
     """Where(IsNaN(s), c, s) of a Softmax s is s where constants make nothing infinite: a row has a finite maximum.
 
     It guards rows that are masked with minus infinity everywhere; one mask of finite numbers gives no NaN, two whose
     sum overflows do.
     """
-    asked, source = graph.made_by.get(node.input[0]), graph.made_by.get(node.input[2])
+    asked, source = net.made_by.get(node.input[0]), net.made_by.get(node.input[2])
     if asked is None or asked.op_type != "IsNaN" or asked.input[0] != node.input[2]:
         return None
-    if source is None or source.op_type != "Softmax" or not graph.finite():
+    if source is None or source.op_type != "Softmax" or not _finite(net.model.graph):
         return None
     return [helper.make_node("Identity", [node.input[2]], node.output, name=node.name)]
 
 
-def _loose_sum(node: NodeProto, graph: _Graph) -> list[NodeProto] | None:
+def _loose_sum(node: NodeProto, net: Net) -> list[NodeProto] | None:
     """Add of two activations before a layer norm is a Sum, which ONNX Runtime does not fuse into a slower operator."""
-    if graph.normalised & set(node.output) and all(graph.constant(name) is None for name in node.input):
+    normalised = any(one.op_type == "LayerNormalization" and one.input[0] in node.output for one in net.readers(node))
+    if normalised and not set(node.input) & set(net.tensors):
         return [helper.make_node("Sum", node.input, node.output, name=node.name)]
     return None
 
@@ -175,15 +152,14 @@ def suit(path: Path, target: Target) -> dict[str, int]:
     if not rewrites:
         return {}
     model = _folded(path) if target.model.shapes == "static" else onnx.load(str(path))
-    graph, counted = _Graph(model), Counter[str]()
+    net, counted = Net(model), Counter[str]()
     kept: list[NodeProto] = []
     for node in model.graph.node:
         rewrite = rewrites.get(node.op_type)
-        new = rewrite(node, graph) if rewrite else None
+        new = rewrite(node, net) if rewrite else None
         counted[node.op_type] += new is not None
         kept += [node] if new is None else new
-    del model.graph.node[:]
-    model.graph.node.extend(_read(kept, {value.name for value in model.graph.output}))
+    refill(model.graph.node, needed(kept, [value.name for value in model.graph.output]))
     save_model(model, path)
     return {operator: count for operator, count in counted.items() if count}
 
@@ -192,18 +168,13 @@ def _folded(path: Path) -> onnx.ModelProto:
     """The model with its constants folded and every shape that follows from them."""
     import onnxruntime
 
-    plain, options = path.with_name("plain.onnx"), onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(plain)
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    if too_large(path):
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", data_file(plain).name
-        )
-    onnxruntime.InferenceSession(
-        str(path),
-        options,
-        providers=["CPUExecutionProvider"],
+    plain = path.with_name("plain.onnx")
+    beside = {"session.optimized_model_external_initializers_file_name": data_file(plain).name}
+    open_session(
+        path,
+        beside if too_large(path) else {},
+        optimized_model_filepath=str(plain),
+        graph_optimization_level=onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         disabled_optimizers=["MatMulAddFusion"],  # done once more on the same file, it makes the same names again
     )
     onnx.shape_inference.infer_shapes_path(str(plain))  # in place; infer_shapes takes 2 GB at most
@@ -211,13 +182,3 @@ def _folded(path: Path) -> onnx.ModelProto:
     for part in (plain, data_file(plain)):
         part.unlink(missing_ok=True)
     return model
-
-
-def _read(nodes: list[NodeProto], outputs: set[str]) -> list[NodeProto]:
-    """Nodes without those whose results nobody reads any more."""
-    wanted, kept = set(outputs), list[NodeProto]()
-    for node in reversed(nodes):
-        if wanted & set(node.output):
-            wanted |= set(node.input)
-            kept.append(node)
-    return kept[::-1]

@@ -15,13 +15,15 @@ import tempfile
 from pathlib import Path
 
 from potstill.export.quantize import Quantized
-from potstill.export.search_record import Ended, Search
-from potstill.export.search_sets import Judging, Limits, OutOfTimeError, Sets, Start
+from potstill.export.search_files import Judging, Limits, Start
+from potstill.export.search_record import Search
+from potstill.export.search_sets import Sets
+from potstill.export.search_time import OutOfTimeError
 from potstill.targets.target import Scheme
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.verdict import Verdict
 
-COSTS = ("max_size", "max_latency", "max_memory")  # more bits do not help these
+COSTS = ("max_size", "max_latency", "max_memory", "max_fallback")  # more bits do not help these
 
 
 def helps(verdict: Verdict | None) -> bool:
@@ -44,24 +46,34 @@ def search(start: Start, limits: Limits, judge: Judging) -> tuple[Search, Quanti
     Args:
         start: what is to be quantised.
         limits: on the search.
-        judge: of a model file and the names of the nodes in float in it, the scorecard and the gate's verdict.
+        judge: of a model file, the names of what was searched in it and what feeds it, the scorecard and the gate's
+            verdict. What feeds it raises `OutOfTimeError` when the time is up, which is to be passed on.
 
     Returns:
-        The record; what became of the graph, None where the plain one stays; its scorecard and verdict.
+        The record; what became of the graph, None where the plain one stays; its scorecard and verdict. The file is
+        the one that was judged.
+
+    Raises:
+        PotstillError: the best file was judged by an earlier search, and came out as another one when made again.
     """
     with tempfile.TemporaryDirectory(dir=start.quantized.parent, prefix=".search.") as work:
         plain = found = Sets(start, limits, judge, Path(work))
-        ended: Ended = "through"
+        plain.begin()
+        ended_in = None
         try:
-            plain.judge(frozenset())
-            if (repaired := plain.repaired()) and not repaired.far():
-                found = repaired
+            if repaired := plain.repaired():
+                if repaired.far():
+                    repaired.close()
+                else:
+                    found = repaired
             found.look()
-        except OutOfTimeError:
-            ended = "out of time"
+        except OutOfTimeError as error:
+            ended_in = str(error)
+        plain.clock.stop()
         searches = [plain, found] if found is not plain else [plain]
         sets = [(one, nodes) for one in searches for nodes in one.judged]
         best, nodes = max(sets, key=lambda one: one[0].merit(one[1]))
-        record = best.record(nodes, ended)
-        made = best.write(nodes, start.quantized) if nodes or best.added else None
-        return record, made, *best.judged[nodes]
+        record = best.record(nodes, ended_in)
+        made = best.ship(nodes)
+        card, verdict, _ = best.judged[nodes]
+        return record, made, card, verdict

@@ -18,7 +18,8 @@ class Try:
     Attributes:
         left_float: names of the weighted nodes in float, or with what else `quantize` gives those it is told to keep.
         int8_share: share of the weighted nodes' multiply-adds that are in the scheme's integers.
-        distance: mean over held-out examples of how far the output is from the float model's; see `apart`.
+        distance: mean over held-out examples of how far the output is from the float model's; see `apart`. None where
+            time ended before it was measured.
         size_bytes: of the model file.
         seconds: that it took to make and measure.
         difference: of the metric to the teacher's on the evaluation set; None where that was not asked.
@@ -30,7 +31,7 @@ class Try:
 
     left_float: list[str]
     int8_share: float
-    distance: float
+    distance: float | None
     size_bytes: int
     seconds: float
     difference: float | None = None
@@ -51,7 +52,7 @@ class Search:
         asked: a hash of the gate and of what it was asked on.
         keep_float: names of all nodes in float, as `quantize` takes them; those without weights that lie between too.
         left: the nodes with weights (embeddings too) in float of what was kept, the dearest first.
-        weighted: how many there are in all.
+        weighted: how many there are in all; 0 where they were not ranked.
         int8_share: share of their multiply-adds that are in the scheme's integers.
         nearest: the nearest limits that what was kept holds, where it misses the gate.
         judged: how many sets the evaluation set was asked about, the plain one included.
@@ -61,6 +62,7 @@ class Search:
         tries: in order, the plain one first.
         repairs: what was added to the scheme's own in what was kept.
         more_bits: what `keep_float` has instead of float, where it has.
+        ended_in: what it did when its time was up.
     """
 
     ended: Ended
@@ -78,12 +80,13 @@ class Search:
     tries: list[Try]
     repairs: list[str] = field(default_factory=list)
     more_bits: str | None = None
+    ended_in: str | None = None
 
     def in_words(self) -> str:
         """One clause for a table."""
         tries = "1 try" if len(self.tries) == 1 else f"{len(self.tries)} tries"
         told = f"a search of {tries}, {self.judged} of them judged"
-        late = "; it was out of time" if self.ended == "out of time" else ""
+        late = f"; it was out of time in {self.ended_in}" if self.ended_in else ""
         share = f"{self.int8_share:.0%} of multiply-adds in the target's integers"
         if self.passed:
             return f"{share}, found by {told}{late}"

@@ -8,7 +8,6 @@ Shapes: E examples, R rows of all of them that are judged, C classes, N weighted
 """
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -21,8 +20,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 from pydantic.dataclasses import dataclass
 
-from potstill.export.graph import save_model
-from potstill.export.quantize import WEIGHTED, float_nodes
+from potstill.export.net import WEIGHTED, Net, attribute, open_model, refill
+from potstill.validate.decoder import takes_past, with_past
 from potstill.validate.examples import Examples, Rows
 from potstill.validate.metrics import divergences
 from potstill.validate.model import Model
@@ -49,45 +48,27 @@ class Sensitivity:
     cost: float
 
 
-class Graph:
-    """Names and ties of a graph's nodes."""
+def end_of(net: Net, node: NodeProto) -> str:
+    """The tensor that others read of a node: after an activation that its integers take in."""
+    readers = net.readers(node)
+    follows = len(readers) == 1 and readers[0].op_type in FOLLOWERS
+    return str((readers[0] if follows else node).output[0])
 
-    def __init__(self, path: Path) -> None:
-        self.model = onnx.load(str(path))
-        graph = self.model.graph
-        self.weighted = frozenset(float_nodes(path))
-        self.weights = {tensor.name: tensor for tensor in graph.initializer}
-        self.made_by = {name: node for node in graph.node for name in node.output}
-        self.read_by: dict[str, list[NodeProto]] = {}
-        for node in graph.node:
-            for name in node.input:
-                self.read_by.setdefault(name, []).append(node)
-        self.activations = (set(self.made_by) | {value.name for value in graph.input}) - set(self.weights)
 
-    def end(self, node: NodeProto) -> str:
-        """The tensor that others read of a node: after an activation that its integers take in."""
-        readers = self.read_by.get(node.output[0], [])
-        if len(readers) == 1 and readers[0].op_type in FOLLOWERS:
-            return str(readers[0].output[0])
-        return str(node.output[0])
+def nodes_between(net: Net, names: AbstractSet[str]) -> list[str]:
+    """Names of the nodes without weights all of whose neighbours with weights are among some nodes.
 
-    def between(self, names: AbstractSet[str]) -> list[str]:
-        """Names of the nodes without weights all of whose neighbours with weights are among some nodes.
-
-        With those in float, integers there would be a detour. An activation belongs to the node before it.
-        """
-        heavy = [node for node in self.model.graph.node if node.op_type in WEIGHTED]
-        owner = {self.made_by[self.end(node)].name: node.name for node in heavy}
-        found = []
-        for node in self.model.graph.node:
-            if node.name not in self.weighted:
-                makers = [self.made_by[name] for name in node.input if name in self.made_by]
-                readers = [one for name in node.output for one in self.read_by.get(name, [])]
-                if node.name in owner:
-                    readers = []
-                near = {owner.get(one.name, one.name) for one in [*makers, *readers]} & self.weighted
-                found += [node.name] if near and near <= names else []
-        return found
+    With those in float, integers there would be a detour. An activation belongs to the node before it.
+    """
+    heavy = [node for node in net.model.graph.node if node.op_type in WEIGHTED]
+    owner, weighted = {net.made_by[end_of(net, node)].name: node.name for node in heavy}, set(net.float_nodes)
+    found = []
+    for node in net.model.graph.node:
+        if node.name not in weighted:
+            neighbours = [*net.sources(node), *([] if node.name in owner else net.readers(node))]
+            near = {owner.get(one.name, one.name) for one in neighbours} & weighted
+            found += [node.name] if near and near <= names else []
+    return found
 
 
 def noisy_graph(path: Path, quantized: Path, nodes: Sequence[str]) -> onnx.ModelProto:
@@ -102,14 +83,14 @@ def noisy_graph(path: Path, quantized: Path, nodes: Sequence[str]) -> onnx.Model
         The float graph with one more input, `ON` (N,) float32: of all zeros it is the float graph; a 1 for node i puts
         its inputs, weights and output into integers.
     """
-    float_, int_ = Graph(path), Graph(quantized)
+    float_, int_ = Net.read(path), Net.read(quantized)
     kept: list[NodeProto] = []
     waiting: dict[str, list[NodeProto]] = {}  # by the tensor that they come after
     weights: dict[str, onnx.TensorProto] = {}
     for node in float_.model.graph.node:
         kept.append(node)
         if node.name in nodes:
-            place, end = nodes.index(node.name), float_.end(node)
+            place, end = nodes.index(node.name), end_of(float_, node)
             branch, result = _branch(node, float_, int_, f"potstill.{place}.", weights)
             waiting[end] = [*branch, *_gate(end, result, place)]
         for name in node.output:
@@ -117,8 +98,7 @@ def noisy_graph(path: Path, quantized: Path, nodes: Sequence[str]) -> onnx.Model
                 kept[-1] = _renamed(node, "", {name: f"{name}.float"})
                 kept += waiting.pop(name)
     graph = float_.model.graph
-    del graph.node[:]
-    graph.node.extend(kept)
+    refill(graph.node, kept)
     graph.initializer.extend(weights.values())
     graph.initializer.extend(
         numpy_helper.from_array(np.array(i, dtype=np.int64), f"potstill.{i}.place") for i in range(len(nodes))
@@ -131,11 +111,11 @@ def noisy_graph(path: Path, quantized: Path, nodes: Sequence[str]) -> onnx.Model
 
 
 def _branch(
-    node: NodeProto, float_: Graph, int_: Graph, prefix: str, weights: dict[str, onnx.TensorProto]
+    node: NodeProto, float_: Net, int_: Net, prefix: str, weights: dict[str, onnx.TensorProto]
 ) -> tuple[list[NodeProto], str]:
     """Copies of what the integer graph makes a node's result of, back to float tensors; and the result's name there."""
-    own = {str(node.output[0]), float_.end(node)}
-    last = float_.end(node)
+    own = {str(node.output[0]), end_of(float_, node)}
+    last = end_of(float_, node)
     for operator in ("QuantizeLinear", "DequantizeLinear"):
         last = next((str(one.output[0]) for one in int_.read_by.get(last, []) if one.op_type == operator), last)
     new: dict[str, str] = {"": ""}
@@ -145,12 +125,12 @@ def _branch(
         name = open_.pop()
         if name in new:
             continue
-        if name in float_.activations and name not in own:
+        if float_.computed(name) and name not in own:
             new[name] = name
-        elif name in int_.weights:
+        elif name in int_.tensors:
             new[name] = prefix + name
             weights[new[name]] = onnx.TensorProto()
-            weights[new[name]].CopyFrom(int_.weights[name])
+            weights[new[name]].CopyFrom(int_.tensors[name])
             weights[new[name]].name = new[name]
         else:
             new[name] = prefix + name
@@ -180,7 +160,12 @@ def _renamed(node: NodeProto, prefix: str, names: dict[str, str]) -> NodeProto:
 
 
 def sensitivities(
-    path: Path, quantized: Path, model: Model, examples: Examples, session_options: Mapping[str, str] | None = None
+    path: Path,
+    quantized: Path,
+    model: Model,
+    examples: Examples,
+    session_options: Mapping[str, str] | None = None,
+    before_run: Callable[[], None] = lambda: None,
 ) -> list[Sensitivity]:
     """What the integers of each weighted node cost at the output, the dearest for its multiply-adds first.
 
@@ -190,28 +175,31 @@ def sensitivities(
         model: whose graph it is, with the encoder that feeds it.
         examples: E of them, not those that judge.
         session_options: of the target's runtime.
+        before_run: called before each run, N + 1 of a batch; an error that it raises ends all.
     """
     names = candidates(path, quantized)
-    session = open_graph(noisy_graph(path, quantized, names), session_options)
-    size = min(16, len(examples)) if isinstance(session.get_inputs()[0].shape[0], str) else 1
+    session = open_model(noisy_graph(path, quantized, names), session_options)
+    inputs = session.get_inputs()
+    together = isinstance(inputs[0].shape[0], str) and not takes_past(inputs)
+    size = min(16, len(examples)) if together else 1
     costs = np.zeros(len(names))
     with track("sensitivities", len(examples)) as advance:
         for start in range(0, len(examples), size):
             batch = range(start, min(start + size, len(examples)))
-            run = _fed(session, model, examples.rows(batch))
+            run = _fed(session, model, examples.rows(batch), before_run)
             base = run(np.zeros(len(names)))
             costs += [apart(base, run(on), model).mean() * len(batch) / len(examples) for on in np.eye(len(names))]
             advance(len(batch))
-    macs, graph = multiply_adds(path, model, examples.rows([0])), Graph(path)
-    modules = {node.name: _module(node, graph.weights) for node in graph.model.graph.node if node.name in names}
+    macs, graph = multiply_adds(path, model, examples.rows([0])), Net.read(path)
+    modules = {node.name: _module(node, graph.tensors) for node in graph.model.graph.node if node.name in names}
     found = [Sensitivity(n, modules[n], macs.get(n, 0), float(cost)) for n, cost in zip(names, costs, strict=True)]
     return sorted(found, key=lambda one: -one.cost / max(one.macs, 1))
 
 
 def candidates(path: Path, quantized: Path) -> list[str]:
     """Names of the nodes, embeddings too, whose float weights are not in the graph in integers any more."""
-    graph, left = Graph(path), Graph(quantized).weights
-    taken = set(graph.weights) - set(left)
+    graph, left = Net.read(path), Net.read(quantized).tensors
+    taken = set(graph.tensors) - set(left)
     of = (*WEIGHTED, "Gather")
     return [node.name for node in graph.model.graph.node if node.op_type in of and taken & {*node.input[:2]}]
 
@@ -228,14 +216,16 @@ def apart(mine: NDArray[np.floating], theirs: NDArray[np.floating], model: Model
     return found
 
 
-def _fed(session: Any, model: Model, rows: Rows) -> Callable[[NDArray[np.float64]], NDArray[np.float32]]:
+def _fed(
+    session: Any, model: Model, rows: Rows, before_run: Callable[[], None]
+) -> Callable[[NDArray[np.float64]], NDArray[np.float32]]:
     """Rows (R, C) that are judged of some examples, for the nodes that are on (N,)."""
     inputs = model.encode(rows)
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    feeds = {one.name: inputs[one.name] for one in session.get_inputs() if one.name != ON}
 
     def run(on: NDArray[np.float64]) -> NDArray[np.float32]:
-        outputs = session.run(None, feeds | {ON: on.astype(np.float32)})[0]
+        before_run()
+        outputs = session.run(None, with_past(session, {**inputs, ON: on.astype(np.float32)}))[0]
         found: NDArray[np.float32] = model.read(torch.from_numpy(outputs), tensors).numpy()
         return found
 
@@ -248,21 +238,6 @@ def _module(node: NodeProto, weights: Mapping[str, onnx.TensorProto]) -> str:
     return weight.removesuffix(".weight") if weight.endswith(".weight") else str(node.name)
 
 
-def open_graph(graph: onnx.ModelProto, session_options: Mapping[str, str] | None = None) -> Any:
-    """A session of a graph in memory, on the CPU."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    for key, value in (session_options or {}).items():
-        options.add_session_config_entry(key, value)
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(graph, Path(folder) / "graph.onnx")
-        return onnxruntime.InferenceSession(
-            str(Path(folder) / "graph.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-
-
 def multiply_adds(path: Path, model: Model, rows: Rows) -> dict[str, int]:
     """Multiply-adds of each weighted node for one example, by the shapes of one run.
 
@@ -271,17 +246,15 @@ def multiply_adds(path: Path, model: Model, rows: Rows) -> dict[str, int]:
         model: whose graph it is.
         rows: of one example.
     """
-    graph = Graph(path)
-    nodes = [node for node in graph.model.graph.node if node.name in graph.weighted]
+    graph = Net.read(path)
+    nodes = [graph.nodes[name] for name in graph.float_nodes]
     asked = [node.input[0] if node.op_type == "ConvTranspose" else node.output[0] for node in nodes]
     for name in dict.fromkeys(asked):
         graph.model.graph.node.append(helper.make_node("Size", [name], [f"{name}.size"]))
         graph.model.graph.output.append(helper.make_tensor_value_info(f"{name}.size", onnx.TensorProto.INT64, []))
-    session = open_graph(graph.model)
-    inputs = model.encode(rows)
-    feeds = {one.name: inputs[one.name] for one in session.get_inputs()}
-    sizes = session.run([f"{name}.size" for name in asked], feeds)
-    return {node.name: int(size) * _each(node, graph.weights) for node, size in zip(nodes, sizes, strict=True)}
+    session = open_model(graph.model)
+    sizes = session.run([f"{name}.size" for name in asked], with_past(session, model.encode(rows)))
+    return {node.name: int(size) * _each(node, graph.tensors) for node, size in zip(nodes, sizes, strict=True)}
 
 
 def _each(node: NodeProto, weights: Mapping[str, onnx.TensorProto]) -> int:
@@ -289,5 +262,4 @@ def _each(node: NodeProto, weights: Mapping[str, onnx.TensorProto]) -> int:
     shape = next(list(weights[name].dims) for name in node.input if name in weights)
     if node.op_type in ("Conv", "ConvTranspose"):
         return math.prod(shape[1:])
-    transposed = any(one.name == "transB" and one.i for one in node.attribute)
-    return int(shape[-1] if transposed else shape[-2])
+    return int(shape[-1] if attribute(node, "transB", 0) else shape[-2])

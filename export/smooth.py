@@ -8,13 +8,13 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, helper, numpy_helper
+from onnx import NodeProto, helper
 
 from potstill.export.net import Net, attribute, session
 from potstill.validate.encoder import Inputs
 
 ALPHA = 0.5  # the paper's for most models
-LEAST = 1e-5  # of a channel's magnitude
+LEAST_MAGNITUDE = 1e-5  # of a channel's magnitude
 
 
 def smooth(net: Net, batches: Iterable[Inputs]) -> int:
@@ -45,8 +45,8 @@ def scales(largest: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArra
         largest: (C,) magnitude of each channel over the calibration examples.
         weights: (C, outputs) that read it.
     """
-    found: NDArray[np.float64] = np.maximum(largest, LEAST) ** ALPHA
-    found /= np.maximum(np.abs(weights).max(axis=1), LEAST) ** (1 - ALPHA)
+    found: NDArray[np.float64] = np.maximum(largest, LEAST_MAGNITUDE) ** ALPHA
+    found /= np.maximum(np.abs(weights).max(axis=1), LEAST_MAGNITUDE) ** (1 - ALPHA)
     return found
 
 
@@ -84,12 +84,8 @@ def _take_up(net: Net, norm: NodeProto, products: list[NodeProto], factor: NDArr
             net.put(one, net.array(one) / factor)
         return
     smoothed = f"{name}_smoothed"
-    graph.initializer.append(numpy_helper.from_array((1 / factor).astype(np.float32), f"{name}_factors"))
-    nodes = [*graph.node]
-    at = nodes.index(norm) + 1
-    del graph.node[at:]
-    graph.node.append(helper.make_node("Mul", [name, f"{name}_factors"], [smoothed], name=f"{norm.name}_smoothing"))
-    graph.node.extend(nodes[at:])
+    factors = net.hold(f"{name}_factors", (1 / factor).astype(np.float32))
+    net.replace(norm, [norm, helper.make_node("Mul", [name, factors], [smoothed], name=f"{norm.name}_smoothing")])
     inside = {node.name for node in products}
     for node in graph.node:
         if node.name in inside:

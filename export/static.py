@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 
 from potstill.export.calibrate import Reader
 from potstill.export.embeddings import embeddings
 from potstill.export.graph import save_model, too_large
+from potstill.export.net import Net, refill
 from potstill.export.ranges import float_tensors, observe
 from potstill.export.repairs import Repairs, repairs_beside
 from potstill.export.thresholds import BINNED, METHODS, minmax
@@ -112,21 +112,18 @@ def _drop_zeros(path: Path) -> None:
 
     A Gemm runs in integers only where its constants have theirs (`qdq_selectors.cc`).
     """
-    model = onnx.load(str(path))
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    net = Net.read(path)
+    graph = net.model.graph
     of_gemm = {name for node in graph.node if node.op_type == "Gemm" for name in node.input}
     dropped = set[str]()
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and len(node.input) == 3 and not of_gemm & set(node.output):
-            zero = constants.get(node.input[2])
-            if node.input[0] in constants and zero is not None and not numpy_helper.to_array(zero).any():
+            zero = net.constant(node.input[2])
+            if node.input[0] in net.tensors and zero is not None and not zero.any():
                 dropped.add(node.input.pop())
     dropped -= {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name not in dropped]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    save_model(model, path)
+    refill(graph.initializer, [tensor for tensor in graph.initializer if tensor.name not in dropped])
+    save_model(net.model, path)
 
 
 def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
@@ -139,10 +136,9 @@ def _read_ranges(path: Path, scheme: Scheme) -> list[str]:
     tried, ranges = path.with_name("tried.onnx"), path.with_name("tried.json")
     _save_ranges({name: (0.0, float(steps * i)) for i, name in enumerate(names, start=1)}, ranges)
     _quantized(path, tried, scheme, ranges)
-    graph = onnx.load(str(tried)).graph
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
-    scales = [tensors[node.input[1]] for node in graph.node if node.op_type == "QuantizeLinear"]
-    own = {float(numpy_helper.to_array(scale)) for scale in scales if not scale.dims}
+    net = Net.read(tried)
+    scales = [net.array(node.input[1]) for node in net.model.graph.node if node.op_type == "QuantizeLinear"]
+    own = {float(scale) for scale in scales if not scale.ndim}
     return [name for i, name in enumerate(names, start=1) if i in own]
 
 
@@ -154,6 +150,6 @@ def tables_of(path: Path, scheme: Scheme) -> list[str]:
 
 def _activation_products(path: Path) -> list[str]:
     """Names of the products of two activations (as in attention): they lose more than they gain in integers."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    constant = {tensor.name for tensor in graph.initializer}
-    return [node.name for node in graph.node if node.op_type == "MatMul" and not constant & set(node.input)]
+    net = Net.read(path, weights=False)
+    products = [node for node in net.model.graph.node if node.op_type == "MatMul"]
+    return [node.name for node in products if not set(node.input) & set(net.tensors)]

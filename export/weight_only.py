@@ -31,7 +31,7 @@ def weights_in_blocks(path: Path, bits: int, block_size: int, keep_float: Sequen
 
     model = ONNXModel(onnx.load(str(path)))
     model.replace_gemm_with_matmul()
-    quantizer = _quantizer()(
+    quantizer = nbits_quantizer()(
         model.model,
         bits=bits,
         block_size=block_size,
@@ -43,7 +43,7 @@ def weights_in_blocks(path: Path, bits: int, block_size: int, keep_float: Sequen
     save_model(quantizer.model.model, path)
 
 
-def _quantizer() -> type:
+def nbits_quantizer() -> type:
     """MatMulNBitsQuantizer, without the lines that its module writes for each node."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
@@ -51,7 +51,8 @@ def _quantizer() -> type:
 
     root.setLevel(level)
     root.handlers[:] = handlers
-    matmul_nbits_quantizer.logger.setLevel(logging.ERROR)
+    for name in (matmul_nbits_quantizer.logger.name, "neural_compressor"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     found: type = matmul_nbits_quantizer.MatMulNBitsQuantizer
     return found
 

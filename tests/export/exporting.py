@@ -1,8 +1,9 @@
-"""Run as a program: a checkpoint's graph and its quantised forms, one line with the hash of each file.
+"""Run as a program: checkpoints' graphs and their quantised forms, for each a line with the hash of each file.
 
-`python exporting.py TASK CHECKPOINT DATA OUT [COLUMN]`; the task `own` is a module of this file's own.
+`python exporting.py '[[TASK, CHECKPOINT, DATA, OUT, COLUMN], …]'`; the task `own` is a module of this file's own.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,17 @@ def made(task: str, checkpoint: str, data: str, columns: dict[str, str]) -> tupl
     return Model(core, ArrayEncoder(), ("x",), tuple("0123"), Checkpoint("made:up"), core), examples
 
 
-def main(task: str, checkpoint: str, data: str, out: str, column: str = "") -> None:
-    """Export and quantise; print name and hash of every file."""
+def main(task: str, checkpoint: str, data: str, out: str, column: str) -> None:
+    """Export and quantise; print the task, and name and hash of every file."""
     model, examples = made(task, checkpoint, data, {"text": column} if column else {})
     graph = Path(out, "graph.onnx")
     export_graph(model, examples, graph, 20)
     for name, scheme in SCHEMES.items():
         if name != "dynamic" or task != "own":  # its convolutions have no dynamic form
             quantize(graph, Path(out, f"{name}.onnx"), Scheme(**scheme, why="test"), examples, model.encode, 0)
-    print(*(f"{path.name}={sha256_file(path)}" for path in sorted(Path(out).iterdir())))
+    print(task, *(f"{path.name}={sha256_file(path)}" for path in sorted(Path(out).iterdir())))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for words in json.loads(sys.argv[1]):
+        main(*words)

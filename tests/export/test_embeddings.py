@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantizer
 
-from potstill.export.embeddings import BLOCK, Embedding, embeddings, embeddings_in_rows, quantize_row_blocks
+from potstill.export.embeddings import ROW_BLOCK, Embedding, embeddings, embeddings_in_rows, quantize_row_blocks
 from potstill.export.graph import export_graph
 from potstill.export.quantize import quantize
 from potstill.targets.target import Scheme
@@ -74,7 +74,7 @@ def test_onnxruntime_reads_the_rows_of_the_formula(tmp_path: Path, kind: Embeddi
 
 def test_four_bits_are_those_of_onnxruntimes_own_quantiser() -> None:
     packed, scales = quantize_row_blocks(TABLE)
-    theirs, their_scales, _ = DefaultWeightOnlyQuantizer.quantize_ndarray(TABLE, 1, BLOCK, True)
+    theirs, their_scales, _ = DefaultWeightOnlyQuantizer.quantize_ndarray(TABLE, 1, ROW_BLOCK, True)
     whole = np.stack([packed & 15, packed >> 4], axis=-1).reshape(ROWS, WIDE)
     their_whole = np.stack([theirs & 15, theirs >> 4], axis=-1).reshape(ROWS, WIDE) ^ 8  # two's complement, plus 8
     np.testing.assert_array_equal(scales, their_scales)

@@ -17,6 +17,8 @@ from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError, PotstillError
 from potstill.validate.task import TASKS, Model
 
+pytestmark = pytest.mark.usefixtures("exported_anew")
+
 OPSET = 20
 
 
@@ -70,7 +72,8 @@ def test_the_graph_is_the_same_each_time_and_says_nothing_of_this_machine(
     assert first == (tmp_path / "b.onnx").read_bytes()
     assert b".py" not in first
     assert str(Path(__file__).parents[2]).encode() not in first
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+    assert (tmp_path / "a.modules.json").read_bytes() == (tmp_path / "b.modules.json").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.modules.json", "a.onnx", "b.modules.json", "b.onnx"]
 
 
 def test_a_module(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_the_record_says_what_stayed(tmp_path: Path) -> None:
     found = quantize(path, tmp_path / "h.onnx", HALF, vectors(), ArrayEncoder(), 0)
     count, nodes = len(found.float32_nodes), len(onnx.load(path).graph.node)
     assert found.scheme == f"float16, {count} of {nodes} nodes in float32"
-    assert sorted(part.name for part in tmp_path.iterdir()) == ["g.onnx", "h.onnx"]
+    assert sorted(part.name for part in tmp_path.iterdir()) == ["g.modules.json", "g.onnx", "h.onnx"]
 
 
 def test_an_output_that_float16_cannot_hold_stays_whole(tmp_path: Path) -> None:

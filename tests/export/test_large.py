@@ -66,7 +66,13 @@ def test_every_scheme(name: str, kilobytes: int, tmp_path: Path, monkeypatch: py
     out = large.with_name("q.onnx")
     quantize(large, out, scheme, vectors(), ArrayEncoder(), 0)
     assert data_file(out).is_file() == (kilobytes == 20 or name == "float32")
-    assert {path.name for path in out.parent.iterdir()} <= {"g.onnx", "g.onnx.data", "q.onnx", "q.onnx.data"}
+    assert {path.name for path in out.parent.iterdir()} <= {
+        "g.onnx",
+        "g.onnx.data",
+        "g.modules.json",
+        "q.onnx",
+        "q.onnx.data",
+    }
     files_of(out)
     x = vectors().rows([0, 1, 2])["x"]
     first, second = (

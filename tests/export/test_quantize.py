@@ -150,6 +150,19 @@ def in_float64(path: Path, x: np.ndarray) -> tuple[np.ndarray, float]:
     return values[graph.output[0].name], step
 
 
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model, Examples]:
+    """The float graph of two linear layers, and 64 examples."""
+    torch.manual_seed(0)
+    core = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    x = np.random.default_rng(1).normal(size=(64, 24)).astype(np.float32)
+    examples = Examples("made", Arrays({"x": x}), np.zeros(64, dtype=np.int64), None, "d")
+    model = Model(core, ArrayEncoder(), ("x",), tuple("01234567"), Checkpoint("made:up"), core)
+    path = tmp_path_factory.mktemp("linear") / "float.onnx"
+    export_graph(model, examples, path, 20)
+    return path, model, examples
+
+
 @pytest.mark.parametrize(
     ("activation", "weight"),
     [*((one, "int8") for one in ("uint8", "int8", "uint16", "int16")), ("uint8", "uint8"), ("uint16", "uint8")],
@@ -157,16 +170,16 @@ def in_float64(path: Path, x: np.ndarray) -> tuple[np.ndarray, float]:
 @pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("reduce_range", [True, False])
 def test_static_numbers_are_those_of_the_definition(
-    tmp_path: Path, activation: Any, weight: Any, per_channel: bool, reduce_range: bool
+    linear: tuple[Path, Model, Examples],
+    tmp_path: Path,
+    activation: Any,
+    weight: Any,
+    per_channel: bool,
+    reduce_range: bool,
 ) -> None:
     """Scales against the data, and ONNX Runtime's output against float64: never more than a step away."""
-    torch.manual_seed(0)
-    core = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
-    x = np.random.default_rng(1).normal(size=(64, 24)).astype(np.float32)
-    examples = Examples("made", Arrays({"x": x}), np.zeros(64, dtype=np.int64), None, "d")
-    model = Model(core, ArrayEncoder(), ("x",), tuple("01234567"), Checkpoint("made:up"), core)
-    path, out = tmp_path / "float.onnx", tmp_path / "q.onnx"
-    export_graph(model, examples, path, 20)
+    (path, model, examples), out = linear, tmp_path / "q.onnx"
+    x = examples.rows(range(64))["x"]
     types: dict[str, Any] = {"activation": activation, "weight": weight}
     scheme = Scheme(**{**STATIC, **types, "per_channel": per_channel, "reduce_range": reduce_range})
     assert quantize(path, out, scheme, examples, model.encode, 0).left_float == 0

@@ -1,8 +1,8 @@
 """Nodes ranked by what their integers cost, and the search for those to leave in float."""
 
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,16 +12,17 @@ import torch
 from torch import nn
 
 from potstill.export.graph import export_graph
+from potstill.export.net import Net, open_model
 from potstill.export.quantize import float_nodes, prepare, quantize
 from potstill.export.search import helps, search
+from potstill.export.search_files import Limits, Start
 from potstill.export.search_record import Search
-from potstill.export.search_sets import Limits, Start
-from potstill.export.sensitivity import ON, Graph, apart, multiply_adds, noisy_graph, open_graph, sensitivities
+from potstill.export.sensitivity import ON, apart, end_of, multiply_adds, nodes_between, noisy_graph, sensitivities
 from potstill.export.weight_only import in_blocks
 from potstill.targets.target import Scheme
 from potstill.validate.checkpoint import Checkpoint
 from potstill.validate.data import Arrays, Examples, load_examples
-from potstill.validate.encoder import ArrayEncoder
+from potstill.validate.encoder import ArrayEncoder, Encoder
 from potstill.validate.metrics import Interval
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.task import TASKS, Model
@@ -89,7 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     export_graph(model, images(4), graph, 20)
     prepare(graph, prepared)
     quantize(graph, quantized, STATIC, images(400), model.encode, 0)
-    worst = next(n.name for n in Graph(prepared).model.graph.node if "4.weight" in n.input)
+    worst = next(n.name for n in Net.read(prepared).model.graph.node if "4.weight" in n.input)
     return Made(model, graph, prepared, quantized, worst)
 
 
@@ -105,30 +106,31 @@ def verdict(passed: bool, limit: str = "max_drop") -> Verdict:
 
 @dataclass
 class Judge:
-    """A gate that asks for some agreement with the float graph; it counts what it is asked."""
+    """A gate that asks for some agreement with the float graph; it counts what it is asked, and the seconds of that."""
 
     made: Made
     least: float
     seconds: float = 0.0
+    clock: list[float] = field(default_factory=lambda: [0.0])
     asked: list[tuple[str, ...]] = field(default_factory=list)
 
-    def __call__(self, path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+    def __call__(self, path: Path, left: tuple[str, ...], encode: Encoder) -> tuple[Scorecard, Verdict]:
         self.asked.append(left)
-        time.sleep(self.seconds)
+        self.clock[0] += self.seconds
         agreement = self.made.agreement(path)
         return card(agreement - 1), verdict(agreement >= self.least)
 
 
 def found(made: Made, folder: Path, judge: Judge, seconds: float = 60, asked: str = "a") -> tuple[Search, Start]:
     folder.mkdir(exist_ok=True)
-    start = made.start(folder, judge(made.quantized, ()))
+    start = made.start(folder, judge(made.quantized, (), made.model.encode))
     judge.asked.clear()
     return search(start, Limits(seconds, folder / "tries", asked), judge)[0], start
 
 
 def test_multiply_adds_by_hand(made: Made) -> None:
     macs = multiply_adds(made.prepared, made.model, images(1).rows([0]))
-    of = {node.name: node.input[1] for node in Graph(made.prepared).model.graph.node if node.name in macs}
+    of = {node.name: node.input[1] for node in Net.read(made.prepared).model.graph.node if node.name in macs}
     assert {of[name]: count for name, count in macs.items()} == {
         "0.weight": 10 * 10 * 16 * 3 * 9,
         "2.weight": 8 * 8 * 16 * 9,
@@ -140,7 +142,7 @@ def test_multiply_adds_by_hand(made: Made) -> None:
 
 def test_the_noisy_graph_is_the_float_graph_the_integer_graph_and_all_between(made: Made, tmp_path: Path) -> None:
     names = float_nodes(made.prepared)
-    session, x = open_graph(noisy_graph(made.prepared, made.quantized, names)), images(8).rows(range(8))["x"]
+    session, x = open_model(noisy_graph(made.prepared, made.quantized, names)), images(8).rows(range(8))["x"]
 
     def run(on: np.ndarray) -> np.ndarray:
         return np.asarray(session.run(None, {"x": x, ON: on.astype(np.float32)})[0])
@@ -149,15 +151,28 @@ def test_the_noisy_graph_is_the_float_graph_the_integer_graph_and_all_between(ma
     apart_ = float(np.abs(float_ - int_).max())
     assert np.abs(run(np.zeros(5)) - float_).max() < 1e-5
     assert np.abs(run(np.ones(5)) - int_).max() < 0.1 * apart_
-    graph = Graph(made.prepared)
+    graph = Net.read(made.prepared)
     nodes = {node.name: node for node in graph.model.graph.node}
     for i, name in enumerate(names):  # each node alone, against onnxruntime's own quantiser told to leave out the rest
-        own = {name, graph.made_by[graph.end(nodes[name])].name}
+        own = {name, graph.made_by[end_of(graph, nodes[name])].name}
         left = [other for other in nodes if other not in own]
         quantize(made.graph, tmp_path / "one.onnx", STATIC, images(400), made.model.encode, 0, keep_float=left)
         alone = onnxruntime.InferenceSession(tmp_path / "one.onnx").run(None, {"x": x})[0]
         assert np.abs(alone - float_).max() > 1e-3
         assert np.abs(run(np.eye(5)[i]) - alone).max() < 0.1 * np.abs(alone - float_).max()
+
+
+@pytest.fixture(scope="module")
+def shallow(text_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The teacher's first two layers: a search makes and runs a file for every node."""
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    model, folder = BertForSequenceClassification.from_pretrained(text_teacher), tmp_path_factory.mktemp("shallow")
+    model.bert.encoder.layer = model.bert.encoder.layer[:2]
+    model.config.num_hidden_layers = 2
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(text_teacher).save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -170,10 +185,10 @@ def test_the_noisy_graph_is_the_float_graph_the_integer_graph_and_all_between(ma
     ids=["dynamic", "more-bits", "weights"],
 )
 def test_nodes_of_a_transformer_and_their_search(
-    scheme: Scheme, text_teacher: Path, texts: dict[str, Path], tmp_path: Path
+    scheme: Scheme, shallow: Path, texts: dict[str, Path], tmp_path: Path
 ) -> None:
-    model = TASKS["text-classification"].load(Checkpoint(str(text_teacher)))
-    examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"})
+    model = TASKS["text-classification"].load(Checkpoint(str(shallow)))
+    examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"}).take(range(64), "few")
     graph, prepared, plain, one = (tmp_path / f"{name}.onnx" for name in ("float", "prepared", "plain", "one"))
     export_graph(model, examples, graph, 20)
     prepare(graph, prepared)
@@ -182,7 +197,7 @@ def test_nodes_of_a_transformer_and_their_search(
     matrices, embeddings = [[one for one in ranked if bool(one.macs) == has] for has in (True, False)]
     assert len(matrices) == len(float_nodes(graph)) > 6
     assert 1 <= len(embeddings) <= 3
-    session, names = open_graph(noisy_graph(prepared, plain, [node.node for node in ranked])), Graph(prepared)
+    session, names = open_model(noisy_graph(prepared, plain, [node.node for node in ranked])), Net.read(prepared)
     inputs = model.encode(examples.rows([0]))
     float_ = onnxruntime.InferenceSession(graph).run(None, inputs)[0]
     only = scheme.model_copy(update={"more_bits": None})
@@ -195,7 +210,7 @@ def test_nodes_of_a_transformer_and_their_search(
     start = Start(graph, plain, (card(-0.1), verdict(False)), scheme, model, model.encode, examples, 0, {})
     asked: list[Path] = []
 
-    def judge(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+    def judge(path: Path, left: tuple[str, ...], encode: Encoder) -> tuple[Scorecard, Verdict]:
         asked.append(path)
         return card(-0.01), verdict(len(asked) > (2 if scheme.more_bits else 1))
 
@@ -207,12 +222,10 @@ def test_nodes_of_a_transformer_and_their_search(
     assert 0.2 < result.int8_share < 1
 
 
-def test_more_bits_are_taken_where_they_hold_the_gate(
-    text_teacher: Path, texts: dict[str, Path], tmp_path: Path
-) -> None:
+def test_more_bits_are_taken_where_they_hold_the_gate(shallow: Path, texts: dict[str, Path], tmp_path: Path) -> None:
     """All of them are asked about first, and none gets float32."""
-    model = TASKS["text-classification"].load(Checkpoint(str(text_teacher)))
-    examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"})
+    model = TASKS["text-classification"].load(Checkpoint(str(shallow)))
+    examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"}).take(range(64), "few")
     graph, plain = tmp_path / "float.onnx", tmp_path / "plain.onnx"
     export_graph(model, examples, graph, 20)
     scheme = DYNAMIC.model_copy(update={"more_bits": "int8_blocks"})
@@ -220,7 +233,7 @@ def test_more_bits_are_taken_where_they_hold_the_gate(
     start = Start(graph, plain, (card(-0.1), verdict(False)), scheme, model, model.encode, examples, 0, {})
     asked: list[int] = []
 
-    def judge(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+    def judge(path: Path, left: tuple[str, ...], encode: Encoder) -> tuple[Scorecard, Verdict]:
         asked.append(len(in_blocks(path)))
         assert float_nodes(path) == []
         return card(-0.01), verdict(True)
@@ -234,17 +247,17 @@ def test_more_bits_are_taken_where_they_hold_the_gate(
 
 
 def test_what_lies_between_nodes_in_float_is_in_float_too(made: Made) -> None:
-    graph = Graph(made.prepared)
-    of = {node.input[1]: node.name for node in graph.model.graph.node if node.name in graph.weighted}
-    ends = {name: graph.made_by[graph.end(node)].name for name in of.values() for node in _named(graph, name)}
+    graph = Net.read(made.prepared)
+    of = {node.input[1]: node.name for node in graph.model.graph.node if node.name in graph.float_nodes}
+    ends = {name: graph.made_by[end_of(graph, node)].name for name in of.values() for node in _named(graph, name)}
     two, four, six = of["2.weight"], of["4.weight"], of["6.weight"]
-    assert graph.between({four}) == [ends[four]]  # its own ReLU, not that of the node before
-    assert graph.between({two, four}) == [ends[two], ends[four]]
+    assert nodes_between(graph, {four}) == [ends[four]]  # its own ReLU, not that of the node before
+    assert nodes_between(graph, {two, four}) == [ends[two], ends[four]]
     pooling = [node.name for node in graph.model.graph.node if "Pool" in node.op_type or node.op_type == "ReduceMean"]
-    assert graph.between({six}) == [ends[six], *pooling]
+    assert nodes_between(graph, {six}) == [ends[six], *pooling]
 
 
-def _named(graph: Graph, name: str) -> list[onnx.NodeProto]:
+def _named(graph: Net, name: str) -> list[onnx.NodeProto]:
     return [node for node in graph.model.graph.node if node.name == name]
 
 
@@ -257,9 +270,9 @@ def test_the_spoiled_node_is_ranked_first(made: Made) -> None:
 
 def test_a_cost_is_the_divergence_of_a_node_alone_in_integers(made: Made, tmp_path: Path) -> None:
     ranked = {one.node: one.cost for one in sensitivities(made.prepared, made.quantized, made.model, images(32))}
-    graph, x = Graph(made.prepared), images(32).rows(range(32))["x"]
+    graph, x = Net.read(made.prepared), images(32).rows(range(32))["x"]
     node = next(one for one in graph.model.graph.node if one.name == made.worst)
-    own = {made.worst, graph.made_by[graph.end(node)].name}
+    own = {made.worst, graph.made_by[end_of(graph, node)].name}
     left = [one.name for one in graph.model.graph.node if one.name not in own]
     quantize(made.graph, tmp_path / "one.onnx", STATIC, images(400), made.model.encode, 0, keep_float=left)
     p, q = (
@@ -306,12 +319,15 @@ def test_an_easy_gate_leaves_more_in_integers_than_a_hard_one(made: Made, tmp_pa
     assert min(one.distance for one in easy.tries if one.passed) <= plain.distance / 4
 
 
-def test_the_time_bound_holds_and_what_was_found_is_kept(made: Made, tmp_path: Path) -> None:
-    judge, started = Judge(made, 1.0, seconds=1.5), time.monotonic()
+def test_the_time_bound_holds_and_what_was_found_is_kept(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(made, 1.0, seconds=1.5)
+    monkeypatch.setattr("potstill.export.search_time.time", SimpleNamespace(monotonic=lambda: judge.clock[0]))
     start = made.start(tmp_path, (card(-0.1), verdict(False)))
     result, *_ = search(start, Limits(1.0, tmp_path / "tries", "a"), judge)
     assert len(judge.asked) == 1  # the one that ran when the time was up is allowed to finish
-    assert time.monotonic() - started < 1.0 + 1.5 + 5
+    assert judge.clock == [1.5]
     assert result.ended == "out of time"
     assert "it was out of time" in result.in_words()
 
@@ -329,7 +345,9 @@ def test_without_time_the_plain_one_stays(made: Made, tmp_path: Path) -> None:
 def test_a_worse_set_is_never_taken(made: Made, tmp_path: Path) -> None:
     """Here the evaluation set says that every set in float is worse than none."""
     start = made.start(tmp_path, (card(-0.1), verdict(False)))
-    result, *_ = search(start, Limits(60, tmp_path / "tries", "a"), lambda path, left: (card(-0.2), verdict(False)))
+    result, *_ = search(
+        start, Limits(60, tmp_path / "tries", "a"), lambda path, left, encode: (card(-0.2), verdict(False))
+    )
     assert result.left == []
     assert start.quantized.read_bytes() == made.quantized.read_bytes()
     assert result.judged > 2
@@ -341,7 +359,7 @@ def test_where_none_passes_the_best_is_kept(made: Made, tmp_path: Path) -> None:
     start, drops = made.start(tmp_path, (card(-0.1), verdict(False))), iter([-0.05, -0.02, -0.04, -0.06, -0.07, -0.08])
     names: list[tuple[str, ...]] = []
 
-    def judge(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+    def judge(path: Path, left: tuple[str, ...], encode: Encoder) -> tuple[Scorecard, Verdict]:
         names.append(left)
         return card(next(drops)), verdict(False)
 
@@ -356,10 +374,10 @@ def test_a_killed_search_goes_on(made: Made, tmp_path: Path) -> None:
         pass
 
     class Killed(Judge):
-        def __call__(self, path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+        def __call__(self, path: Path, left: tuple[str, ...], encode: Encoder) -> tuple[Scorecard, Verdict]:
             if len(self.asked) == 1:
                 raise KilledError
-            return super().__call__(path, left)
+            return super().__call__(path, left, encode)
 
     start = made.start(tmp_path, (card(-0.1), verdict(False)))
     limits = Limits(60, tmp_path / "tries", "a")
@@ -441,7 +459,7 @@ def test_a_repaired_graph_that_is_no_nearer_is_not_judged(
 def test_a_repaired_graph_that_is_judged_worse_is_not_kept(made: Made, tmp_path: Path) -> None:
     start = made.start(tmp_path, (card(-0.1), verdict(False)))
     result, quantized, *_ = search(
-        start, Limits(60, tmp_path / "tries", "a"), lambda path, left: (card(-0.2), verdict(False))
+        start, Limits(60, tmp_path / "tries", "a"), lambda path, left, encode: (card(-0.2), verdict(False))
     )
     assert (result.repairs, result.left, quantized) == ([], [], None)
     assert start.quantized.read_bytes() == made.quantized.read_bytes()
@@ -456,14 +474,14 @@ def test_a_set_that_misses_what_the_plain_one_holds_is_not_taken(made: Made, tmp
 
     start = made.start(tmp_path, (card(-0.1), says("max_drop", "max_flips")))
     limits = Limits(60, tmp_path / "tries", "a")
-    result, quantized, *_ = search(start, limits, lambda path, left: (card(-0.01), says("max_size")))
+    result, quantized, *_ = search(start, limits, lambda path, left, encode: (card(-0.01), says("max_size")))
     assert (result.left, quantized) == ([], None)
     assert result.judged > 2
 
 
-def _with_more_bits(text_teacher: Path, texts: dict[str, Path], folder: Path) -> Start:
-    model = TASKS["text-classification"].load(Checkpoint(str(text_teacher)))
-    examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"})
+def _with_more_bits(shallow: Path, texts: dict[str, Path], folder: Path) -> Start:
+    model = TASKS["text-classification"].load(Checkpoint(str(shallow)))
+    examples = load_examples(str(texts["train"]), ("text",), {"text": "sentence"}).take(range(64), "few")
     graph, plain = folder / "float.onnx", folder / "plain.onnx"
     export_graph(model, examples, graph, 20)
     scheme = DYNAMIC.model_copy(update={"more_bits": "int8_blocks"})
@@ -472,23 +490,23 @@ def _with_more_bits(text_teacher: Path, texts: dict[str, Path], folder: Path) ->
 
 
 def test_a_search_that_knows_a_verdict_and_has_no_time_ends(
-    text_teacher: Path, texts: dict[str, Path], tmp_path: Path
+    shallow: Path, texts: dict[str, Path], tmp_path: Path
 ) -> None:
     """The verdict on all nodes with more bits is kept on the disk, but not how far they are from float."""
-    start, limits = _with_more_bits(text_teacher, texts, tmp_path), Limits(600, tmp_path / "tries", "a")
-    result, *_ = search(start, limits, lambda path, left: (card(-0.1), verdict(False)))
+    start, limits = _with_more_bits(shallow, texts, tmp_path), Limits(600, tmp_path / "tries", "a")
+    result, *_ = search(start, limits, lambda path, left, encode: (card(-0.1), verdict(False)))
     assert [len(one.left_float) for one in result.tries[:2]] == [0, result.weighted]
     assert result.judged <= 7
     for path in limits.folder.glob("try-*"):
         path.unlink()
-    late, *_ = search(start, replace(limits, seconds=0), lambda path, left: (card(-0.1), verdict(False)))
+    late, *_ = search(start, replace(limits, seconds=0), lambda path, left, encode: (card(-0.1), verdict(False)))
     assert (late.ended, late.left) == ("out of time", [])
 
 
-def test_what_is_kept_in_blocks_is_told_from_float(text_teacher: Path, texts: dict[str, Path], tmp_path: Path) -> None:
-    start, asked = _with_more_bits(text_teacher, texts, tmp_path), list[tuple[str, ...]]()
+def test_what_is_kept_in_blocks_is_told_from_float(shallow: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    start, asked = _with_more_bits(shallow, texts, tmp_path), list[tuple[str, ...]]()
 
-    def judge(path: Path, left: tuple[str, ...]) -> tuple[Scorecard, Verdict]:
+    def judge(path: Path, left: tuple[str, ...], encode: Encoder) -> tuple[Scorecard, Verdict]:
         asked.append(left)
         return card(-0.01), verdict(bool(in_blocks(path)))
 

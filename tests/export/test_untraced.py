@@ -14,6 +14,8 @@ from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.task import TASKS, Model
 
+pytestmark = pytest.mark.usefixtures("exported_anew")
+
 
 def images() -> Examples:
     x = np.random.default_rng(0).normal(size=(4, 3, 12, 12)).astype(np.float32)

@@ -10,12 +10,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from potstill.pipeline.lineage import versions
+from potstill.pipeline.lineage.record import versions
 from potstill.validate.errors import InputError
 from potstill.validate.files import ASIDE, read_json, sha256_json, whole_folder, write_json
 
 MARKER = "potstill-run.json"
 WORK = ".work-"  # starts the name of a folder with checkpoints of a training that is not done
+
+
+def run_of(package: Path) -> Path | None:
+    """The folder of the run that a package lies in."""
+    out = package.resolve().parent.parent
+    return out if (out / MARKER).is_file() and (out / "recipe.yaml").is_file() else None
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 Heavy packages are imported inside the verbs, so that `--help` answers at once.
 """
 
-import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from potstill.pipeline.data_verbs import clean
+from potstill.pipeline.device_verbs import devices, profile, report
+from potstill.pipeline.generating import generate
+from potstill.pipeline.kinship_verb import Several, kinship
+from potstill.pipeline.licence_verbs import DecidedByOption, LicencesOption, licences, licences_said
 from potstill.pipeline.options import (
     ColumnsOption,
     EmulateOption,
@@ -20,14 +25,17 @@ from potstill.pipeline.options import (
     LengthOption,
     OutOption,
     PerturbOption,
+    PreprocessingOption,
     SearchOption,
     SeedOption,
     ShiftedOption,
     SlicesOption,
     TaskOption,
     WeightsOption,
+    print_json,
 )
 from potstill.pipeline.ranks import crew, rank
+from potstill.pipeline.trust_verbs import sign, verify
 from potstill.validate.errors import InputError, PotstillError
 
 if TYPE_CHECKING:
@@ -40,8 +48,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Distil a model that is too big into one that runs on a phone or a laptop, with proof after every step.",
-    epilog="Exit codes: 0 done, 2 wrong use or input, 3 a gate failed, 4 a device or service could not be reached, "
-    "1 a fault of ours.",
+    epilog="Exit codes: 0 done, 2 wrong use or input, 3 a gate failed or a licence stops it, 4 a device or service "
+    "could not be reached, 1 a fault of ours.",
 )
 
 
@@ -57,6 +65,16 @@ def _options(
         typer.echo(installed("potstill"))
         raise typer.Exit
 
+
+app.command()(generate)
+app.command()(profile)
+app.command()(report)
+app.command()(clean)
+app.command()(licences)
+app.command()(verify)
+app.command()(sign)
+app.command(cls=Several)(kinship)
+app.add_typer(devices, name="devices")
 
 _state = {"debug": False}
 STOPPED = 130  # what a shell calls a program that was stopped by Ctrl-C
@@ -81,12 +99,15 @@ def compress(
     shifted: ShiftedOption = None,
     perturb: PerturbOption = None,
     max_length: LengthOption = None,
+    licences: LicencesOption = None,
+    decided_by: DecidedByOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Distil a teacher into a small student, judged against the teacher."""
     mapping = _mapping(task, teacher, weights, eval_, columns, max_length, max_drop, seed)
     mapping["data"] |= {"train": train} | _judged_by(slices, shifted, perturb)
+    mapping |= licences_said(licences, decided_by)
     mapping["stages"] = [{"distill": {} if epochs is None else {"epochs": epochs}}]
     if student_weights and not student:
         raise InputError("--student-weights are weights for --student package.module:factory; say which")
@@ -106,13 +127,7 @@ def export(
     out: OutOption,
     task: Annotated[str | None, typer.Option("--task", help="Default: read from the checkpoint.")] = None,
     weights: WeightsOption = None,
-    preprocessing: Annotated[
-        Path | None,
-        typer.Option(
-            "--preprocessing",
-            help="For an ONNX file: folder of its config and tokenizer or processor; default: its own.",
-        ),
-    ] = None,
+    preprocessing: PreprocessingOption = None,
     teacher: Annotated[
         str | None, typer.Option("--teacher", help="Whom to judge against; default: the checkpoint.")
     ] = None,
@@ -127,6 +142,8 @@ def export(
     max_length: LengthOption = None,
     search_time: SearchOption = None,
     emulate_time: EmulateOption = None,
+    licences: LicencesOption = None,
+    decided_by: DecidedByOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -142,27 +159,14 @@ def export(
     if preprocessing:
         mapping["teacher"]["preprocessing"] = str(preprocessing)
     mapping["data"] |= {"calibrate": calibrate} | _judged_by(slices, shifted, perturb)
-    mapping["targets"] = target
-    times = {"search": search_time, "emulate": emulate_time}
-    mapping |= {name: {"time": time} for name, time in times.items() if time is not None}
+    mapping |= (
+        licences_said(licences, decided_by)
+        | {"targets": target}
+        | {name: {"time": time} for name, time in _times(search_time, emulate_time).items()}
+    )
     if teacher:
         mapping["student"] = _student(checkpoint, weights)
     _walk(_build(mapping, {}), out, as_json)
-
-
-@app.command()
-def profile(
-    package: Annotated[Path, typer.Argument(help="Folder of a package.")],
-    runs: Annotated[int | None, typer.Option("--runs", help="Timed runs; default: as many as fill 3 seconds.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="Threads; default: the target's, else 1.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Run a package on this machine and say what it costs."""
-    from potstill.pipeline.tell import print_measurement
-    from potstill.targets.local import profile as measure
-
-    measurement = measure(package, runs=runs, threads=threads)
-    _print_json(measurement.to_json()) if as_json else print_measurement(measurement)
 
 
 @app.command()
@@ -179,27 +183,43 @@ def run(
     from potstill.pipeline.recipe import load_recipe
     from potstill.pipeline.stages import STAGES
 
-    times = {"search": search_time, "emulate": emulate_time}
-    overrides = [*(set_ or []), *(f"{name}.time={time}" for name, time in times.items() if time is not None)]
+    overrides = [*(set_ or []), *(f"{name}.time={time}" for name, time in _times(search_time, emulate_time).items())]
     loaded = load_recipe(recipe, stage_types=STAGES, target_names=_target_names(), overrides=overrides)
     _walk(loaded, out or Path("runs") / recipe.stem, as_json, dry_run=dry_run)
 
 
 @app.command()
 def targets(
-    name: Annotated[str | None, typer.Argument(help="A target, to show whole.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A target, or a YAML file of your own, to show whole.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="Which fit this machine by its CPU, the best first.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List the targets; show one, each value with its source."""
-    from potstill.pipeline.tell import print_target, print_targets
+    """List the targets; show one, each value with its source; or name those that fit this machine."""
+    from potstill.pipeline.tell import print_target, print_targets, tell_fits
     from potstill.targets.target import load_target, target_names
 
-    if name is None:
-        known = [load_target(one) for one in target_names()]
-        _print_json({t.id: t.title for t in known}) if as_json else print_targets(known)
+    known = [load_target(one) for one in ([name] if name else target_names())]
+    if here:
+        tell_fits(known, as_json)
+    elif name:
+        print_json(known[0].model_dump(mode="json")) if as_json else print_target(known[0])
     else:
-        target = load_target(name)
-        _print_json(target.model_dump(mode="json")) if as_json else print_target(target)
+        print_json({t.id: t.title for t in known}) if as_json else print_targets(known)
+
+
+@app.command()
+def check(
+    package: Annotated[Path, typer.Argument(help="Folder of a package.")],
+    target: Annotated[str | None, typer.Option("--target", help="Default: the one it was made for.")] = None,
+    max_fallback: Annotated[
+        str | None, typer.Option("--max-fallback", help="Most of nodes and work that may leave the accelerator: 0%.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold a package against a target without the device: size, opset, shapes, numbers, operators, fallback."""
+    from potstill.pipeline.checking import check_package
+
+    check_package(package, target, max_fallback, as_json)
 
 
 @app.command()
@@ -209,7 +229,7 @@ def doctor(as_json: JsonOption = False) -> None:
     from potstill.pipeline.tell import print_findings
 
     findings = examine()
-    _print_json([vars(finding) for finding in findings]) if as_json else print_findings(findings)
+    print_json([vars(finding) for finding in findings]) if as_json else print_findings(findings)
 
 
 @app.command()
@@ -263,6 +283,11 @@ def _mapping(
     return mapping | ({"gate": {"max_drop": max_drop}} if max_drop is not None else {})
 
 
+def _times(search: str | None, emulate: str | None) -> dict[str, str]:
+    """The times that were given, by the part of a recipe that they are of."""
+    return {name: time for name, time in (("search", search), ("emulate", emulate)) if time is not None}
+
+
 def _judged_by(slices: list[str] | None, shifted: str | None, perturb: list[str] | None) -> dict[str, Any]:
     """What a recipe's data say of judging beside the evaluation set."""
     return {"slices": slices or [], "perturb": perturb or []} | ({"shifted": shifted} if shifted else {})
@@ -294,6 +319,8 @@ OPTIONS = {
     "search": "--search-time",
     "emulate": "--emulate-time",
     "student": "--student",
+    "licences": "--licences",
+    "licences.decided_by": "--decided-by",
     "targets": "--target",
     "seed": "--seed",
 }
@@ -316,25 +343,27 @@ def _target_names() -> list[str]:
 
 def _walk(recipe: "Recipe", out: Path, as_json: bool, dry_run: bool = False) -> None:
     """Walk a recipe, or print its plan; the ledger and the report are written whatever the gates say."""
+    from potstill.pipeline.black_box import tell_estimate
     from potstill.pipeline.walk import follow, plan, walk
 
+    if recipe.teacher.api and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a teacher behind an API is asked by one process: potstill generate first, and torchrun after")
+    if recipe.teacher.api and dry_run:
+        tell_estimate(recipe, out, as_json)
+        return
     if rank():
         raise typer.Exit(0 if dry_run else crew.follow(follow(recipe, out)))
     if dry_run:
         cost = plan(recipe, out, quiet=as_json)
         if as_json:
-            _print_json(cost.to_json())
+            print_json(cost.to_json())
         return
     with crew.led():
         ledger, failure = walk(recipe, out, quiet=as_json)
         if as_json:
-            _print_json(ledger.to_json())
+            print_json(ledger.to_json())
         if failure:
             raise failure
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def main() -> NoReturn:
@@ -363,8 +392,8 @@ def call(words: Sequence[str]) -> int:
         return _say(error, 1, f"{error}; this is a fault of ours, --debug shows where")
     except Exception as error:
         shown = getattr(error, "format_message", None)  # typer's own errors of use
-        if shown:
-            return _say(error, InputError.exit_code, shown())
+        if shown:  # of a group without a verb they are its help, printed already, and no words
+            return _say(error, InputError.exit_code, shown()) if shown() else InputError.exit_code
         if "No space left" in str(error):
             return _say(
                 error,

@@ -6,14 +6,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
 
 import psutil
 from packaging.requirements import Requirement
 
-from potstill.targets.host import here, runs_here
+from potstill.targets import runner
+from potstill.targets.browser import INSTALL, chromium
+from potstill.targets.host import fits, here, runs_here
+from potstill.targets.onnxruntime_web import NAME, TARBALL, VERSION, cache_folder
 from potstill.targets.qemu import NoEmulator, emulator_of
-from potstill.targets.target import load_target, target_names
+from potstill.targets.target import Target, load_target, target_names
 from potstill.validate.errors import InputError
+from potstill.validate.units import counted
 
 
 @dataclass(frozen=True)
@@ -39,14 +44,14 @@ QNN_PACKAGE = "onnxruntime-qnn"
 PROGRAMS = (
     ("adb", "Android phones", "apt-get install adb, or Android's platform-tools"),
     ("ssh", "other machines", "apt-get install openssh-client"),
-    ("chromium", "browsers", "apt-get install chromium"),
 )
 
 
 def examine() -> list[Finding]:
     """Look at everything once; nothing is installed or changed."""
     fixed = [_python(), *_packages(), _accelerator(), _runtime(), _memory(), _targets()]
-    return [*fixed, *_emulators(), _context_compiler(), *map(_program, PROGRAMS)]
+    programs = [*map(_program, PROGRAMS), _runner(), _browser(), _browser_runtime()]
+    return [*fixed, *_emulators(), _context_compiler(), *programs]
 
 
 def _python() -> Finding:
@@ -98,26 +103,27 @@ def _memory() -> Finding:
 
 def _targets() -> Finding:
     host = here()
-    alike = [name for name in target_names() if runs_here(load_target(name))[0]]
-    found = f"{host.cpu}, {host.cores} cores; computes as {', '.join(alike) or 'none of the targets'}"
+    alike = [one.target.id for one in fits([load_target(name) for name in target_names()], host) if one.fits]
+    found = f"{host.cpu}, {counted(host.cores, 'core')}; computes as {', '.join(alike) or 'none of the targets'}"
     return Finding("this machine", bool(alike), True, found, "packages are judged here by another CPU's arithmetic")
 
 
 def _emulators() -> list[Finding]:
-    """For each target with another arithmetic than this machine's: whether its packages are checked by it."""
-    findings = []
+    """For each CPU that a target emulates and this machine is not: whether packages are checked by its arithmetic."""
+    findings, by_cpu = [], dict[str, list[Target]]()
     for target in map(load_target, target_names()):
-        if target.emulate is None or runs_here(target)[0]:
-            continue
-        what = f"emulated {target.emulate.cpu}"
+        if target.emulate and not runs_here(target)[0]:
+            by_cpu.setdefault(target.emulate.cpu, []).append(target)
+    for cpu, alike in by_cpu.items():
+        what, names = f"emulated {cpu}", ", ".join(target.id for target in alike)
         try:
-            emulator_of(target)
-            findings.append(Finding(what, True, True, f"packages for {target.id} are checked by its arithmetic"))
+            emulator_of(alike[0])
+            findings.append(Finding(what, True, True, f"packages for {names} are checked by its arithmetic"))
         except InputError as error:
             why, _, how = str(error).partition(": ")
             if isinstance(error, NoEmulator):
                 why, how = error.why, error.how
-            findings.append(Finding(what, False, True, f"{why}; packages for {target.id} are not checked", how))
+            findings.append(Finding(what, False, True, f"{why}; packages for {names} are not checked", how))
     return findings
 
 
@@ -126,8 +132,33 @@ def _context_compiler() -> Finding:
     try:
         return Finding(QNN_PACKAGE, True, True, version(QNN_PACKAGE))
     except PackageNotFoundError:
-        found = "not installed; packages for Snapdragon have no context binary"
+        found = "not installed; packages for Snapdragon have no context binary, and there is no qnn-sim"
         return Finding(QNN_PACKAGE, False, True, found, 'pip install "potstill[qnn]"')
+
+
+def _runner() -> Finding:
+    """What runs on phones of 64-bit ARM."""
+    try:
+        return Finding("runner for phones", True, True, str(runner.built("arm64")))
+    except InputError as error:
+        why, _, how = str(error).partition(": ")
+        return Finding("runner for phones", False, True, why.partition(";")[0], how)
+
+
+def _browser() -> Finding:
+    """A Chromium under any of its names."""
+    try:
+        return _program((Path(chromium()).name, "browsers", INSTALL))
+    except InputError:
+        return Finding("chromium", False, True, "not found; it reaches browsers", INSTALL)
+
+
+def _browser_runtime() -> Finding:
+    """The runtime that a package meets in a browser."""
+    if cache_folder().is_dir():
+        return Finding(NAME, True, True, f"{VERSION} in {cache_folder()}")
+    how = f"npm pack {NAME}@{VERSION}, and put {TARBALL} into {cache_folder().parent}"
+    return Finding(NAME, False, True, "not here yet; it is fetched when a browser is first used", how)
 
 
 def _program(program: Sequence[str]) -> Finding:

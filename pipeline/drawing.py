@@ -37,8 +37,10 @@ def share_of(figure: Figure, x: float, y: float) -> tuple[float, float]:
     return x / width, y / height
 
 
-def write(axes: Any, at: tuple[float, float], word: str, offset: tuple[float, float], *, coords: str = "data",
-          ha: str = "left", va: str = "baseline", size: float = FONT, **more: Any) -> None:  # fmt: skip
+def write(
+    axes: Any, at: tuple[float, float], word: str, offset: tuple[float, float], *,
+    coords: str | tuple[str, str] = "data", ha: str = "left", va: str = "baseline", size: float = FONT, **more: Any,
+) -> None:  # fmt: skip
     """A word at a place of the axes, `offset` px from it."""
     axes.annotate(word, at, offset, xycoords=coords, textcoords="offset points", ha=ha, va=va, size=size,
                   annotation_clip=False, **({"color": INK} | more))  # fmt: skip

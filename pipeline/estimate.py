@@ -5,7 +5,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from rich.table import Table
 from potstill.compress.distill import Distill, rehearsal
 from potstill.compress.prune import Prune
 from potstill.compress.qat import Qat, quantized
+from potstill.pipeline import searching
+from potstill.pipeline.cache import Planned
 from potstill.pipeline.ledger import size_in_words
 from potstill.pipeline.packing import graph_step
 from potstill.pipeline.run import Run
@@ -39,12 +41,21 @@ CHECKPOINTS_KEPT = 3  # best, last, and the one being written
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a plan; `seconds` is what is left of it, 0 when it is done."""
+    """One step of a plan.
+
+    Attributes:
+        name: of its folder.
+        what: in words.
+        done: whether nothing is left of it.
+        seconds: what is left of it, 0 when it is done.
+        search_seconds: that a search may take on top if the gate is missed.
+    """
 
     name: str
     what: str
     done: bool
     seconds: float
+    search_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Plan:
         disk_bytes: that the run will write.
         disk_free_bytes: on the disk of its folder.
         device: where it trains.
+        licences: the verdict on them, as plain data.
     """
 
     steps: list[Step]
@@ -66,11 +78,17 @@ class Plan:
     disk_bytes: int
     disk_free_bytes: int
     device: str
+    licences: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
         """Of all steps that are left."""
         return sum(step.seconds for step in self.steps)
+
+    @property
+    def search_seconds(self) -> float:
+        """The most that searches may take on top, if every package misses its gate."""
+        return sum(step.search_seconds for step in self.steps)
 
     def check(self) -> None:
         """Refuse a run that will not fit.
@@ -90,14 +108,15 @@ class Plan:
 
     def in_words(self) -> str:
         """One line."""
+        more = f" (searches where packages miss the gate: at most {duration(self.search_seconds)} more)"
         return (
-            f"estimated: about {duration(self.seconds)} on {self.device}, {self.memory_bytes / 1e9:.1f} GB of memory, "
-            f"{self.disk_bytes / 1e9:.2f} GB of disk"
+            f"estimated: about {duration(self.seconds)} on {self.device}{more if self.search_seconds else ''}, "
+            f"{self.memory_bytes / 1e9:.1f} GB of memory, {self.disk_bytes / 1e9:.2f} GB of disk"
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"kind": "estimated", "seconds": self.seconds} | asdict(self)
+        return {"kind": "estimated", "seconds": self.seconds, "search_seconds": self.search_seconds} | asdict(self)
 
 
 def duration(seconds: float) -> str:
@@ -118,7 +137,7 @@ def estimate(run: Run) -> Plan:
     left = not all(step.done for step in planned)
     fresh = bool(run.recipe.student or run.recipe.stages)
     student = material.new_student() if fresh and left else material.teacher
-    steps = [Step(step.step, _what(run, step.step), step.done, 0.0) for step in planned]
+    steps = [_step(run, one) for one in planned]
     if left:
         costs = _costs(run, student, device, {step.step for step in planned if not step.made})
         steps = [replace(step, seconds=0.0 if step.done else costs(step.name)) for step in steps]
@@ -130,6 +149,16 @@ def estimate(run: Run) -> Plan:
         disk_free_bytes=shutil.disk_usage(_existing(run.out)).free,
         device=str(device),
     )
+
+
+def _step(run: Run, planned: Planned) -> Step:
+    """A step of the plan, without its own time."""
+    name, most, what = planned.step, 0.0, _what(run, planned.step)
+    if name.startswith("packages/"):
+        target = next(one for one in map(load_target, run.recipe.targets) if name == f"packages/{one.id}")
+        most = searching.most_seconds(run.material, run.cache, run.out / name, planned.key, target)
+        what += f"; if it misses the gate, a search of at most {duration(most)}" if most else ""
+    return Step(name, what, planned.done, 0.0, most)
 
 
 def _what(run: Run, step: str) -> str:

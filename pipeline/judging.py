@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from potstill.pipeline.cache import Cache
 from potstill.pipeline.material import Material
+from potstill.validate.aligned import between, judged_rows, read_by
 from potstill.validate.calibration import Calibration, calibration, confidence
 from potstill.validate.encoder import Encoder
 from potstill.validate.errors import InputError
@@ -162,6 +163,10 @@ class Judge:
         sets = [self.material.eval, *(self.material.elsewhere.values() if whole else ())]
         return all(self.cache.done("predicted", self._rows_key(key, examples)) for examples in sets)
 
+    def rows(self, subject: Subject) -> NDArray[Any]:
+        """A model's rows (R, C) on the evaluation set, from the disk."""
+        return self._predicted(subject, self.material.eval)[0]
+
     def forget(self, subject: Subject) -> None:
         """Drop what was kept of a model's predictions and of what they say."""
         for examples in (self.material.eval, *self.material.elsewhere.values()):
@@ -180,7 +185,7 @@ class Judge:
             predictor = subject.open()
             before = predictor.encode.truncated
             with self.cache.making("predicted", key) as (folder, record):
-                predict(predictor, examples, self.task.length_of, folder / LOGITS)
+                predict(predictor, read_by(examples, subject.encode), self.task.length_of, folder / LOGITS)
                 record["truncated"] = predictor.encode.truncated - before
         place = self.cache.place("predicted", key)
         return np.load(place / LOGITS, mmap_mode="r"), read_json(place / "record.json")["truncated"]
@@ -190,7 +195,7 @@ class Judge:
         other = other or self.teacher
         assert other
         (mine, truncated), (theirs, _) = (self._predicted(one, examples) for one in (subject, other))
-        return Answers(examples, mine, theirs, truncated)
+        return Answers(between(examples, subject.encode, other.encode), mine, theirs, truncated)
 
     def beside(
         self, subject: Subject, rows: NDArray[Any], index: NDArray[np.int64]
@@ -205,15 +210,16 @@ class Judge:
         Returns:
             Its rows here, and the scorecards of those elsewhere: against the teacher, and against itself here.
         """
-        answers = self._answers(subject, self.material.eval)
-        examples = answers.examples
-        chosen = np.isin(np.arange(len(examples)), index)
-        per = np.diff(examples.offsets) if examples.offsets is not None else len(answers.mine) // len(examples)
-        own = np.flatnonzero(np.repeat(chosen, per))
-        mine, theirs = np.asarray(answers.mine[own]), np.asarray(answers.theirs[own])
+        assert self.teacher
+        answers, examples = self._answers(subject, self.material.eval), self.material.eval
+        own, others = judged_rows(answers.examples, np.isin(np.arange(len(examples)), index), len(answers.mine))
+        mine, theirs = np.asarray(answers.mine[own]), np.asarray(answers.theirs[others])
         rows = np.pad(rows, ((0, 0), (0, mine.shape[1] - rows.shape[1])), constant_values=LEAST)
         some = examples.take(index.tolist(), f"{len(index)} of {examples.name}")
-        against = (self._card(Answers(some, rows, other, 0), subject) for other in (theirs, mine))
+        against = (
+            self._card(Answers(between(some, subject.encode, encode), rows, other, 0), subject)
+            for other, encode in ((theirs, self.teacher.encode), (mine, subject.encode))
+        )
         return mine, next(against), next(against)
 
     def _card(self, answers: Answers, subject: Subject) -> Scorecard:
@@ -228,10 +234,9 @@ class Judge:
         if self.task.gives == "class":
             rest = replace(examples, labels=np.where(kept, examples.labels, IGNORED))
             return None if (rest.labels == IGNORED).all() else self._card(replace(answers, examples=rest), subject)
-        per = np.diff(examples.offsets) if examples.offsets is not None else len(answers.mine) // len(examples)
-        rows = np.flatnonzero(np.repeat(kept, per))
+        ours, theirs = judged_rows(examples, kept, len(answers.mine))
         rest = examples.take(np.flatnonzero(kept).tolist(), f"without {len(leaked)} that leaked")
-        return self._card(Answers(rest, answers.mine[rows], answers.theirs[rows], answers.truncated), subject)
+        return self._card(Answers(rest, answers.mine[ours], answers.theirs[theirs], answers.truncated), subject)
 
     def _looked_into(self, answers: Answers) -> dict[str, Any]:
         """The fields `flips`, `slices` and `calibration`; none of a task without classes."""

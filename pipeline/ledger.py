@@ -25,7 +25,7 @@ from potstill.validate.metrics import Interval
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.shift import Shift
 from potstill.validate.slices import Slice
-from potstill.validate.units import signed
+from potstill.validate.units import counted, signed
 from potstill.validate.verdict import Verdict, in_recipe, nearest_in_words
 
 OUTCOME_STYLE = {"pass": "green", "fail": "bold red", "undecided": "yellow"}
@@ -50,6 +50,7 @@ class Entry:
         note: for a package, whether the scorecard was made by the arithmetic of the target.
         as_target: the same as yes or no; None where it is not known or the entry is no package.
         emulated: the same package by its target's arithmetic, emulated; None where it was not.
+        findings: sentences on what went wrong there: a crash, or outputs beyond rounding.
         likeness: of the layers of a stage's student and of the teacher; None where they cannot be read.
         flips: the examples that the teacher had right and this step has wrong, of a stage or a package; None where
             examples have no class.
@@ -78,6 +79,7 @@ class Entry:
     note: str | None = None
     as_target: bool | None = None
     emulated: Emulated | None = None
+    findings: list[str] = field(default_factory=list)
     likeness: Likeness | None = None
     flips: Flips | None = None
     slices: list[Slice] | None = None
@@ -104,8 +106,9 @@ class Ledger:
         versions: of the packages that matter.
         comparison: the teacher's own float32 ONNX (named `teacher`, first) and the packages (named by target), timed in
             turn on this machine; None where nothing was profiled.
-        warnings: what a reader should know of the data.
+        warnings: what a reader should know of the data, and what went wrong by a target's arithmetic.
         leaks: which evaluation examples are in other data of the recipe, one for each that there is.
+        licences: the verdict on them, as plain data.
     """
 
     recipe: dict[str, Any]
@@ -115,6 +118,7 @@ class Ledger:
     comparison: Comparison | None = None
     warnings: list[str] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
+    licences: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The ledger as plain data, for `ledger.json` and `--json`."""
@@ -171,6 +175,7 @@ def package_entry(
         note=package.checked["note"],
         as_target=package.checked["as_target"],
         emulated=emulated_from(package.checked),
+        findings=package.findings(),
         **vars(found),
     )
 
@@ -211,7 +216,7 @@ def candidate_in_words(ledger: Ledger) -> str | None:
 def print_ledger(ledger: Ledger, console: Console) -> None:
     """The ledger as a table of two lines a step; agreement and flips where the terminal is wide enough."""
     first = ledger.entries[0].scorecard
-    caption = f"{first.metric} on {first.examples} examples of {first.data}; [ ]: 95 % intervals; pp: points"
+    caption = f"{first.metric} on {counted(first.examples, 'example')} of {first.data}; [ ]: 95 % intervals; pp: points"
     if ledger.comparison:
         caption += f"; latency: median on {ledger.comparison.where.cpu}, all timed in turn"
     table = Table(title="Ledger", caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
@@ -237,9 +242,10 @@ def without_leaks(ledger: Ledger) -> str | None:
     ]
     first, leaked = cards[0][1], len(leaked_rows(ledger.leaks))
     where = ", ".join(f"data.{one.source}" for one in ledger.leaks if one.rows)
-    kind = "exact or near duplicates" if any(one.near is not None for one in ledger.leaks) else "exact duplicates"
+    kind = "exact or near duplicate" if any(one.near is not None for one in ledger.leaks) else "exact duplicate"
+    are = f"is an {kind}" if leaked == 1 else f"are {kind}s"
     return (
-        f"Without the {leaked:,} evaluation examples that are {kind} of {where}, {first.metric} on the other "
+        f"Without the {counted(leaked, 'evaluation example')} that {are} of {where}, {first.metric} on the other "
         f"{first.examples:,}: {', '.join(told)}."
     )
 
@@ -252,10 +258,11 @@ def _points(difference: float, interval: Interval) -> str:
 
 def _row(entry: Entry, ledger: Ledger) -> list[str]:
     card, verdict, latency = entry.scorecard, entry.verdict, ledger.latency_ms(entry.name)
+    also = "".join(f"\n[dim]{escape(words.partition(' (')[0])}[/]" for words in card.also())
     apart, judged = card.difference_interval, entry.kind != "teacher"
     return [
         f"{escape(entry.name)}\n[dim]{escape(entry.what)}[/]",
-        f"{card.value * 100:.1f}\n[dim]\\[{card.interval.low * 100:.1f}, {card.interval.high * 100:.1f}][/]",
+        f"{card.value * 100:.1f}\n[dim]\\[{card.interval.low * 100:.1f}, {card.interval.high * 100:.1f}][/]{also}",
         f"{card.difference * 100:+.1f}\n[dim]\\[{apart.low * 100:+.1f}, {apart.high * 100:+.1f}][/]" if judged else "",
         size_in_words(entry.size_bytes) + (f"\n[dim]{latency:.3g} ms[/]" if latency else ""),
         _gate_cell(verdict) if verdict else "",

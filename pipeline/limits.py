@@ -20,10 +20,12 @@ class GateSpec(BaseModel):
     min_agreement: str | None = None
     max_flips: str | None = None
     max_divergence: str | None = None
+    max_perplexity_rise: str | None = None
     max_calibration_error: str | None = None
     max_size: str | None = None
     max_latency: str | None = None
     max_memory: str | None = None
+    max_fallback: str | None = None
 
     @field_validator(*PARSERS, mode="before")
     @classmethod
@@ -60,7 +62,7 @@ class _TimeSpec(BaseModel):
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             return value  # a wrong type, which the field itself reports
         try:
-            _seconds(str(value))
+            seconds(str(value))
         except InputError as error:
             raise ValueError(str(error)) from None
         return str(value).strip()
@@ -68,11 +70,11 @@ class _TimeSpec(BaseModel):
     @property
     def seconds(self) -> float:
         """The time in seconds."""
-        return _seconds(self.time)
+        return seconds(self.time)
 
 
 class SearchSpec(_TimeSpec):
-    """How long the nodes to leave in float may be searched for where the gate is missed, for each target; 0: not."""
+    """How long repairs and nodes to leave in float may be searched for where a target's gate is missed; 0: not."""
 
     time: str = "10min"
 
@@ -83,5 +85,10 @@ class EmulateSpec(_TimeSpec):
     time: str = "10s"
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """`90s`, `2min` or `1h` in seconds; 0 without a unit too.
+
+    Raises:
+        InputError: it is no time.
+    """
     return 0.0 if text.strip() in ("0", "0s", "0min", "0h") else parse_quantity(text, DURATIONS)

@@ -13,22 +13,25 @@ from numpy.typing import NDArray
 from potstill.compress.lesson import Lesson
 from potstill.compress.student import Student
 from potstill.compress.teacher import order_of
-from potstill.compress.vocabulary import unknown_tokens
+from potstill.compress.vocabulary import Vocabulary, cut_vocabulary, unknown_tokens
 from potstill.export.calibrate import CALIBRATION_EXAMPLES, calibration_indices
 from potstill.pipeline.cache import Cache
 from potstill.pipeline.recipe import Recipe
+from potstill.validate.aligned import OWN
 from potstill.validate.checkpoint import WEIGHTS, Checkpoint, some
 from potstill.validate.coverage import outside
 from potstill.validate.data import IGNORED, Examples, check_not_empty, join, load_columns
 from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.files import read_json
+from potstill.validate.language import TextGeneration
 from potstill.validate.leaks import Leak, leak, leaks_from_json, leaks_to_json, shared
 from potstill.validate.perturb import perturbed
 from potstill.validate.predictor import TorchPredictor
 from potstill.validate.shift import SHIFTED
 from potstill.validate.slices import Cut, by_class, by_column, in_thirds
 from potstill.validate.task import TASKS, Model
+from potstill.validate.units import counted
 
 FEW_TO_CALIBRATE = 32  # below that a range is a matter of luck, and it is told
 HELD_OUT = (0.05, 50, 2000)  # share of the training examples, at least, at most
@@ -66,6 +69,31 @@ class Material:
         return self.task.load(Checkpoint(spec.checkpoint, spec.weights, spec.preprocessing), **self.options)
 
     @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """What is left of a language model's vocabulary where the student's is cut; of other models the cut sees to it.
+
+        The training texts decide it, all of them, before they are cut into pieces by what is left.
+        """
+        spec, source = self.recipe.student, self.recipe.data.train
+        if self.task.gives != "tokens" or not (spec and spec.vocabulary and source):
+            return None
+        texts = self.task.examples(source, self.recipe.data.columns)
+        found = cut_vocabulary(self.teacher, self.task.checked(texts, (), encode=self.teacher.encode), spec.vocabulary)
+        return replace(found, encode=replace(found.encode, prefix=OWN))  # type: ignore[type-var]
+
+    @cached_property
+    def own_encoder(self) -> Any:
+        """The encoder of a language model as a student whose tokens are not the teacher's; None where they are."""
+        spec = self.recipe.student
+        if not isinstance(self.task, TextGeneration) or spec is None:
+            return None
+        if self.vocabulary:
+            return self.vocabulary.encode
+        if spec.checkpoint is None:
+            return None
+        return self.task.own_encoder(Checkpoint(spec.checkpoint, spec.weights), self.teacher, **self.options)
+
+    @cached_property
     def other_teachers(self) -> tuple[Model, ...]:
         """Further teachers; one that cannot be loaded, or has other classes, is an error."""
         torch.manual_seed(self.recipe.seed)
@@ -80,7 +108,7 @@ class Material:
     def eval(self) -> Examples:
         """The evaluation set."""
         check_not_empty(self.raw_eval)
-        return self.task.checked(self.raw_eval, self.teacher.labels, judging=True)
+        return self._checked(self.raw_eval, judging=True)
 
     @cached_property
     def elsewhere(self) -> dict[str, Examples]:
@@ -93,13 +121,13 @@ class Material:
         if data.shifted:
             raw = self.task.examples(data.shifted, data.columns, judging=True)
             check_not_empty(raw)
-            found[SHIFTED] = self.task.checked(raw, self.teacher.labels, judging=True)
+            found[SHIFTED] = self._checked(raw, judging=True)
             self._check_form(SHIFTED, found[SHIFTED])
             both = len(shared(found[SHIFTED], self.eval))
             if both == len(found[SHIFTED]):
                 raise InputError("all examples of data.shifted are in data.eval too; give examples of another kind")
             if both:
-                self.warn(f"{both} of the {len(found[SHIFTED])} examples of data.shifted are in data.eval too.")
+                self.warn(_both(both, found[SHIFTED], "example", " of data.shifted", "eval"))
         return found | {name: perturbed(self.eval, name, self.recipe.task) for name in data.perturb}
 
     @cached_property
@@ -158,20 +186,29 @@ class Material:
         examples = self.task.examples(source, self.recipe.data.columns, labelled=labelled)
         if not labelled:
             examples = replace(examples, labels=np.full(len(examples.labels), IGNORED), label_names=None)
-        examples = self.task.checked(examples, self.teacher.labels)
+        examples = self._checked(examples)
         self.exact[key] = shared(self.eval, examples)
         both = len(self.exact[key])
         if both == len(self.eval):
             raise InputError(
-                f"all {both} examples of data.eval are in data.{key} ({examples.name}) too; a model is judged on "
-                "examples that neither trained nor calibrated it"
+                f"all of data.eval ({counted(both, 'example')}) is in data.{key} ({examples.name}) too; a model is "
+                "judged on examples that neither trained nor calibrated it"
             )
         if both:
-            self.warn(f"{both} of the {len(self.eval)} evaluation examples are in data.{key} too.")
+            self.warn(_both(both, self.eval, "evaluation example", "", key))
         self._check_form(key, examples)
         if len(examples) < 2:
-            raise InputError(f"data.{key} ({examples.name}) holds {len(examples)} examples; at least 2 are needed")
+            raise InputError(
+                f"data.{key} ({examples.name}) holds {counted(len(examples), 'example')}, expected 2 or more; give "
+                f"{f'some {CALIBRATION_EXAMPLES} of the training set' if key == 'calibrate' else 'more of them'}"
+            )
         return examples
+
+    def _checked(self, examples: Examples, judging: bool = False) -> Examples:
+        encode: Any = self.teacher.encode
+        if self.own_encoder:
+            encode = replace(encode, beside=self.own_encoder)
+        return self.task.checked(examples, self.teacher.labels, encode=encode, judging=judging)
 
     def _check_form(self, key: str, examples: Examples) -> None:
         """Refuse arrays of another shape or type than those that judge: a graph is made for one."""
@@ -186,11 +223,11 @@ class Material:
             )
 
     def sources(self) -> dict[str, dict[str, Any]]:
-        """What each set of examples is: its name, hash and length."""
+        """What each set of examples is: its name, hash, length and licence (None: unknown)."""
         sets = {key: getattr(self, key) for key in ("train", "unlabelled", "eval", "calibrate")}
         sets[SHIFTED] = self.elsewhere.get(SHIFTED)
         return {
-            key: {"name": examples.name, "sha256": examples.digest, "examples": len(examples)}
+            key: {"name": examples.name, "sha256": examples.digest, "examples": len(examples), "licence": None}
             for key, examples in sets.items()
             if examples
         }
@@ -209,8 +246,8 @@ class Material:
         record = read_json(cache.place("leaks", key) / "record.json")
         self.leaks = leaks_from_json(record["leaks"])
         for name, count in record["shifted"].items():
-            if count:
-                self.warn(f"{count} of the {len(second or ())} examples of data.shifted are in data.{name} too.")
+            if count and second:
+                self.warn(_both(count, second, "example", " of data.shifted", name))
         for sentence in filter(None, (one.in_words() for one in self.leaks)):
             self.warn(sentence)
 
@@ -221,8 +258,8 @@ class Material:
             self.covered = True
             if used < FEW_TO_CALIBRATE:
                 self.warn(
-                    f"The activation ranges come from {used} examples only; give {CALIBRATION_EXAMPLES} or more of the "
-                    "training set to --calibrate."
+                    f"The activation ranges come from {counted(used, 'example')} only; give {CALIBRATION_EXAMPLES} or "
+                    "more of the training set to --calibrate."
                 )
             drawn = calibration_indices(examples, self.recipe.seed)
             sentence = outside(examples.take(drawn.tolist(), "calibration"), self.eval, self.task.length_of)
@@ -235,7 +272,7 @@ class Material:
         if spec is None:
             return self._encoding_once(copy.deepcopy(self.teacher))
         student = Student(**asdict(spec))(
-            self.teacher, self.task, self.options, self.recipe.seed, self.student_examples
+            self.teacher, self.task, self.options, self.recipe.seed, self.student_examples, self.vocabulary
         )
         try:
             TorchPredictor(student, "the student", torch.device("cpu"))(self.eval.rows([0]))
@@ -243,11 +280,17 @@ class Material:
             raise InputError(f"the student cannot run ({error}); give --student CHECKPOINT, or another cut") from error
         if student.fresh:
             self.warn(f"The student's checkpoint does not hold {some([*student.fresh])}: these started untrained.")
-        if spec.vocabulary:
+        if self.own_encoder:
+            self.warn(
+                "The student has a tokenizer of its own: it is judged by the probability of bytes and the perplexity "
+                "for each of the teacher's tokens; agreement, flips and KL are of tokens, and not defined."
+            )
+        if spec.vocabulary or self.own_encoder:
             ours, theirs = (unknown_tokens(model, self.eval) for model in (student, self.teacher))
             if ours > theirs:
                 self.warn(
-                    f"The student's vocabulary lacks {ours} tokens of the evaluation set, the teacher's {theirs}."
+                    f"The student's vocabulary lacks {counted(ours, 'token')} of the evaluation set, the teacher's "
+                    f"{theirs}."
                 )
         return self._encoding_once(student)
 
@@ -295,6 +338,12 @@ class Material:
             raise InputError("the stages need training examples: data.train")
         train, held_out = split(self.train, self.recipe.seed)
         return join(train, self.unlabelled) if self.unlabelled else train, held_out
+
+
+def _both(count: int, of: Examples, noun: str, source: str, other: str) -> str:
+    """`1 of the 200 evaluation examples is in data.train too.`"""
+    are = "is" if count == 1 else "are"
+    return f"{count:,} of the {counted(len(of), noun)}{source} {are} in data.{other} too."
 
 
 def split(train: Examples, seed: int) -> tuple[Examples, Examples]:

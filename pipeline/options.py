@@ -1,7 +1,8 @@
 """Options that several verbs of the command line share."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +10,7 @@ TaskOption = Annotated[
     str,
     typer.Option(
         "--task",
-        help="text-classification, token-classification, question-answering, feature-extraction, "
+        help="text-classification, token-classification, question-answering, feature-extraction, text-generation, "
         "image-classification, audio-classification or module.",
     ),
 ]
@@ -36,12 +37,18 @@ PerturbOption = Annotated[
     list[str] | None,
     typer.Option("--perturb", help="Judge on --eval made harder, too: noise, typos, …; give it once for each."),
 ]
+PreprocessingOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--preprocessing", help="For an ONNX file: folder of its config and tokenizer or processor; default: its own."
+    ),
+]
 SearchOption = Annotated[
     str | None,
     typer.Option(
         "--search-time",
-        help="Where the gate is missed: how long to search for nodes to leave in float, for each target; 0: not. "
-        "Default: 10min.",
+        help="Where the gate is missed: how long to repair the integers, then to search for nodes to leave in float, "
+        "for each target; 0: not. Default: 10min.",
     ),
 ]
 EmulateOption = Annotated[
@@ -56,3 +63,8 @@ LengthOption = Annotated[int | None, typer.Option("--max-length", help="Text onl
 OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run; the same command goes on where it was.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
+
+
+def print_json(value: Any) -> None:
+    """Plain data on standard output, for `--json`."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from potstill.export.checked import checked, emulated_from
+from potstill.export.checked import Emulated, checked, emulated_from
 from potstill.export.graph import Parity, export_graph
+from potstill.export.language import float_graph
 from potstill.export.package import (
     MODEL,
     Order,
@@ -19,18 +20,24 @@ from potstill.export.package import (
     read_package,
     reseal,
 )
-from potstill.export.quantize import scheme_for
+from potstill.export.quantize import fits, scheme_for
 from potstill.export.reference import write_reference
+from potstill.export.search import helps
+from potstill.export.search_files import Limits
 from potstill.pipeline import searching
 from potstill.pipeline.cache import Planned
-from potstill.pipeline.card import model_card
 from potstill.pipeline.emulating import Emulation, verdict_there
 from potstill.pipeline.judging import Judged, Subject, verdict_on
 from potstill.pipeline.ledger import Entry, package_entry
-from potstill.targets import local
+from potstill.pipeline.lineage.additions import with_additions
+from potstill.pipeline.lineage.bom import package_bom
+from potstill.pipeline.lineage.card import model_card
+from potstill.pipeline.lineage.terms import with_licences
+from potstill.targets import profile
+from potstill.targets.fallback import with_fallback
 from potstill.targets.host import here
 from potstill.targets.measurement import Comparison, Measurement
-from potstill.targets.target import Target, load_target
+from potstill.targets.target import Scheme, Target, load_target
 from potstill.validate.files import read_json
 from potstill.validate.gate import Verdict
 from potstill.validate.onnx_file import OnnxModule, opset_of
@@ -38,6 +45,7 @@ from potstill.validate.predictor import OnnxPredictor
 from potstill.validate.quantized import FakeQuantized
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.task import Model
+from potstill.validate.units import counted
 
 if TYPE_CHECKING:
     from potstill.pipeline.run import Run
@@ -78,7 +86,7 @@ class Packing:
             step_key = make("package", graph=graphs[wanted_opset(one)], target=target, seed=seed, calibrate=measured)
             folder = self.run.out / "packages" / target["id"]
             done = searching.manifest_of(folder, step_key) is not None
-            judged = self.run.judge.predicted(searching.key_of(folder, step_key, self._on_here(step_key)))
+            judged = self.run.judge.predicted(searching.key_of(folder, step_key, self.on_here(step_key)))
             steps.append(Planned(f"packages/{target['id']}", step_key, done, judged))
         key = make("reference", teacher=teacher, opset=OPSET, samples=samples)
         steps.append(Planned("reference", key, cache.done("reference", key)))
@@ -92,9 +100,14 @@ class Packing:
             "comparison",
             ["reference", *(f"packages/{package.name}" for package in packages)],
             Comparison,
-            lambda: local.compare([reference, *packages], runs=self.run.recipe.profile.runs, threads=threads),
+            lambda: profile.compare([reference, *packages], runs=self.run.recipe.profile.runs, threads=threads),
         )
         return found
+
+    def scheme(self, target: Target) -> Scheme:
+        """The number formats that a target wants of the run's graph, which has been made."""
+        step = graph_step(wanted_opset(target))
+        return scheme_for(self.run.cache.place(step, self.run.keys[step]) / MODEL, target)
 
     def _graphs(self, model: Model, opset: int) -> tuple[Path, Parity, tuple[Path, Parity] | None]:
         """The float32 graph, and after quantisation-aware training that with the trained integers.
@@ -108,8 +121,10 @@ class Packing:
             how = "the file's own, compared with it" if taken else f"torch to ONNX, opset {opset}, compared with torch"
             self.run.say(step, how)
             with self.run.cache.making(step, key) as (folder, record):
-                parity = export_graph(model.in_float(), self.run.material.samples, folder / MODEL, opset)
-                record["parity"] = dataclasses.asdict(parity)
+                made = float_graph(model, self.run.material.samples, folder / MODEL, opset)
+                record |= {"parity": dataclasses.asdict(made.parity), "by": made.by, "why": made.why}
+                if made.why:
+                    self.run.say(step, f"by torch's exporter: {made.why}")
                 if isinstance(model.module, FakeQuantized):
                     trained = export_graph(model, self.run.material.samples, folder / TRAINED, opset)
                     record["trained"] = dataclasses.asdict(trained)
@@ -120,41 +135,31 @@ class Packing:
 
     def _package(self, model: Model, target: Target) -> Path:
         """One target's package, judged and profiled; an entry of the ledger."""
-        opset = wanted_opset(target)
-        graph, parity, trained = self._graphs(model, opset)
+        graph, parity, trained = self._graphs(model, wanted_opset(target))
         step, folder = f"packages/{target.id}", self.run.out / "packages" / target.id
         key, limits = self.run.keys[step], searching.limits(self.run.material, self.run.cache, self.run.keys[step])
         subject = Subject(
-            self._on_here(key), package_encoder(model.encode, target), lambda: open_package(folder, model, target)
+            self.on_here(key), package_encoder(model.encode, target), lambda: open_package(folder, model, target)
         )
 
         def judged(package: Package) -> Judged:
             return self.run.judge(searching.known_by(subject, package), after=self.run.last)
 
-        def verdict() -> Verdict | None:
+        def missed() -> bool:
             package = read_package(folder)
-            return verdict_on(judged(package), self.run.gate, package.model_bytes)
+            return helps(verdict_on(judged(package), self.run.gate, package.model_bytes))
 
         def judge(made: OnnxPredictor, size: int, left: tuple[str, ...]) -> tuple[Scorecard, Verdict | None]:
             tried = replace(subject, key=searching.key_with(subject.key, left), open=lambda: made)
             return self._first_seal(tried, size)
 
-        if searching.to_be_made(folder, key, limits, verdict):
+        if searching.to_be_made(folder, key, limits, missed):
             self.run.say(target.id, target.title)
             make_package(
                 folder,
                 model,
                 target,
-                Order(
-                    graph,
-                    parity,
-                    opset_of(onnx.load(str(graph), load_external_data=False)),
-                    self.run.recipe.seed,
-                    key,
-                    self.run.lineage(),
-                    trained,
-                    limits,
-                ),
+                self._order(graph, parity, trained, key, limits),
                 calibrate=self.run.material.measured,
                 golden=self.run.material.samples,
                 judge=judge,
@@ -163,35 +168,55 @@ class Packing:
         made = read_package(folder)
         for line in made.on_target():
             self.run.say(target.id, line)
-        found, known = judged(made), searching.known_by(subject, made)
+        found, known, scheme = judged(made), searching.known_by(subject, made), scheme_for(graph, target)
         self.run.keys[step] = known.key
-        emulated, why_not = self.emulation(known, folder / MODEL, target, scheme_for(graph, target).method, model.read)
-        if emulated:
+        emulated = self.emulation(known, folder / MODEL, target, scheme.method, model.read)
+        if isinstance(emulated, Emulated) or (emulated and emulated.crashed):
             self.run.say(target.id, emulated.in_words())
-        said = verdict_on(found, self.run.gate, made.model_bytes)
+        said = with_fallback(verdict_on(found, self.run.gate, made.model_bytes), made.coverage, target, self.run.gate)
+        there = verdict_there(said, found.scorecard, self.run.gate, emulated)
+        kept = isinstance(model.module, FakeQuantized) and fits(model.module.formats, scheme)
+        why = searching.not_searched(made, said, there, limits, scheme, kept, bool(self.run.material.measured))
+        if why:
+            self.run.say(target.id, why)
         package = reseal(
             folder,
             found.scorecard,
-            verdict_there(said, found.scorecard, self.run.gate, emulated),
-            checked(target, emulated, why_not),
-            self.run.material.sources(),
+            there,
+            why,
+            checked(target, emulated),
+            with_licences({"data": self.run.material.sources()}, self.run.licences),
+            self.run.licences.texts,
             lambda package: self._card(package, model, found),
+            package_bom,
         )
+        self._enter(package, folder, model, found)
+        return folder
+
+    def _order(
+        self, graph: Path, parity: Parity, trained: tuple[Path, Parity] | None, key: str, limits: Limits | None
+    ) -> Order:
+        """What a package is made of, with the opset that its graph has."""
+        opset = opset_of(onnx.load(str(graph), load_external_data=False))
+        papers = self.run.licences.texts
+        return Order(graph, parity, opset, self.run.recipe.seed, key, self.run.lineage(), trained, limits, papers)
+
+    def _enter(self, package: Package, folder: Path, model: Model, found: Judged) -> None:
+        """Time a package, warn of what it lacks, and enter it in the ledger."""
         self.run.material.check_calibration(package.quantized.calibration_examples)
         for sentence in package.fusions.warnings if package.fusions else ():
-            self.run.material.warn(f"{target.id}: {sentence}")
+            self.run.material.warn(f"{package.target}: {sentence}")
         settings = self.run.recipe.profile
         measurement = self.run.measured(
-            target.id,
-            [f"packages/{target.id}"],
+            package.target,
+            [f"packages/{package.target}"],
             Measurement,
-            lambda: local.profile(folder, runs=settings.runs, threads=settings.threads),
+            lambda: profile.profile(folder, runs=settings.runs, threads=settings.threads),
         )
         place = folder.relative_to(self.run.out)
         self.run.entries.append(package_entry(package, place, model.parameters, measurement, found, self.run.gate))
-        return folder
 
-    def _on_here(self, key: str) -> str:
+    def on_here(self, key: str) -> str:
         """The key of a package as it runs on this machine: another one rounds otherwise, and is asked anew."""
         host = here()
         return self.run.cache.key("package on", package=key, arch=host.arch, cpu=host.cpu)
@@ -219,7 +244,9 @@ class Packing:
     def _formats(self, package: Package) -> str:
         """A package's number formats, with what gave the ranges."""
         used, source = package.quantized.calibration_examples, self.run.material.measured
-        return package.formats() + (f", ranges from {used} examples of {source.name}" if used and source else "")
+        return package.formats() + (
+            f", ranges from {counted(used, 'example')} of {source.name}" if used and source else ""
+        )
 
     def _card(self, package: Package, model: Model, found: Judged) -> str:
         self.run.material.check_calibration(package.quantized.calibration_examples)
@@ -239,6 +266,9 @@ class Packing:
         note = package.checked["note"]
         limits = [*self.run.material.warnings, *([] if entry.stands_on_target else [note])]
         limits += package.fusions.warnings if package.fusions else []
+        limits += [package.not_searched] if package.not_searched else []
         steps = [step for step in self.run.entries if step.kind != "package"]
         said = [*package.on_target(), *([note] if entry.emulated and entry.stands_on_target else [])]
-        return model_card(f"Package for {package.target}", self.run.plain, [*steps, entry], limits, said)
+        about, place = self.run.about(), f"packages/{package.target}"
+        text = model_card(f"Package for {package.target}", about, [*steps, entry], limits, said)
+        return with_additions(self.run.out, place, text, self.run.say)

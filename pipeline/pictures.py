@@ -24,7 +24,7 @@ from potstill.pipeline.drawing import (
     write,
 )
 from potstill.pipeline.ledger import Entry, Ledger, size_in_words
-from potstill.validate.units import parse_limit, signed
+from potstill.validate.units import counted, parse_limit, signed
 
 _MARKS = {"pass": (ACCENT, "o"), "fail": (FAIL, "X"), "undecided": (UNDECIDED, "D")}
 
@@ -82,7 +82,9 @@ def forest(ledger: Ledger, key: str, width: int) -> str:
     card = rows[0].scorecard
     verdicts = [f" ({entry.verdict.outcome})" if entry.verdict else "" for entry in rows]
     told = "; ".join(f"{e.name} {e.scorecard.shown(e.scorecard.value)}{v}" for e, v in zip(rows, verdicts, strict=True))
-    return svg(draw, (width, height), key, f"{card.metric} of each step over {card.examples} examples: {told}")
+    return svg(
+        draw, (width, height), key, f"{card.metric} of each step over {counted(card.examples, 'example')}: {told}"
+    )
 
 
 def _metric_panel(axes: Any, ledger: Ledger, wide: bool) -> None:
@@ -94,7 +96,7 @@ def _metric_panel(axes: Any, ledger: Ledger, wide: bool) -> None:
     edge = None if limit is None else (teacher - limit * 100, f"gate’s limit {card.shown(teacher / 100 - limit)}")
     title = card.metric[0].upper() + card.metric[1:]
     _reference_lines(axes, title, (teacher, f"teacher {card.shown(teacher / 100)}"), edge)
-    axes.set_xlabel(f"{card.metric}, {card.scale} of {card.examples:,} examples", color=MUTED)
+    axes.set_xlabel(f"{card.metric}, {card.scale} of {counted(card.examples, 'example')}", color=MUTED)
 
 
 def _difference_panel(axes: Any, ledger: Ledger, wide: bool) -> None:
@@ -108,7 +110,7 @@ def _difference_panel(axes: Any, ledger: Ledger, wide: bool) -> None:
     _panel(axes, points, words, wide)
     edge = None if limit is None else (-limit * 100, f"gate’s limit {signed(-limit * 100)}")
     _reference_lines(axes, "Difference to the teacher", (0.0, "teacher"), edge)
-    axes.set_xlabel(f"points, paired over the same {card.examples:,} examples", color=MUTED)
+    axes.set_xlabel(f"points, paired over the same {counted(card.examples, 'example')}", color=MUTED)
 
 
 def _panel(axes: Any, points: Sequence[Point], words: Sequence[str], wide: bool) -> None:
@@ -178,7 +180,7 @@ def _scatter(ledger: Ledger, points: list[Point], linked: bool,
         axes = axes_at(figure, (46, 48, width - 58, 290))
         low, high = _metric_range(ledger)
         axes.set_ylim(low, high)
-        _log_axis(axes, [point.x for point in points], tick)
+        log_axis(axes, [point.x for point in points], tick)
         axes.grid(axis="y", color=RULE, lw=0.7)
         teacher, limit = card.teacher_value * 100, limit_of(ledger)
         axes.axhline(teacher, color=INK, lw=1.1, zorder=1)
@@ -299,7 +301,8 @@ def _mark(axes: Any, entry: Entry, x: float, y: float, reach: tuple[float, float
     )
 
 
-def _log_axis(axes: Any, values: Sequence[float], word: Callable[[float], str]) -> None:
+def log_axis(axes: Any, values: Sequence[float], word: Callable[[float], str]) -> None:
+    """A logarithmic axis that holds the values, its ticks in words."""
     spread = max(max(values) / min(values), 2.0)
     middle, reach = math.sqrt(min(values) * max(values)), spread**0.66
     axes.set_xscale("log")

@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from potstill.compress.settings import StudentSettings
 from potstill.pipeline import yaml_lines
+from potstill.pipeline.black_box import check_api, expand_api
 from potstill.pipeline.limits import EmulateSpec, GateSpec, SearchSpec
+from potstill.pipeline.lineage.said import LicencesSpec
 from potstill.pipeline.sources import OtherTeacherSpec, TeacherSpec, Text
 from potstill.pipeline.yaml_lines import Place, Problem, check, close_to, dotted, in_words, parse
 from potstill.validate.checkpoint import is_factory, onnx_file
@@ -35,12 +37,15 @@ TaskWord = Literal[
     "token-classification",
     "question-answering",
     "feature-extraction",
+    "text-generation",
     "image-classification",
     "audio-classification",
     "module",
 ]
 OF_CLASSES = ("text-classification", "image-classification", "audio-classification", "module")
-OF_TEXT = ("text-classification", "token-classification", "question-answering", "feature-extraction")
+OF_TEXT = (
+    "text-classification", "token-classification", "question-answering", "feature-extraction", "text-generation",
+)  # fmt: skip
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -51,11 +56,13 @@ class _Model(BaseModel):
 class DataSpec(_Model):
     """Where the examples are, and which columns hold what; `unlabelled` ones are learned from beside `train`.
 
-    `slices` are columns of `eval` that it is sliced by; `shifted` is a second set that judges, and `perturb` names what
-    else is done to the first; `max_length` is in tokens, for text; `max_seconds` for sounds.
+    `prompts` are for a teacher behind an API, which writes what stands in the place of `train`; `slices` are columns
+    of `eval` that it is sliced by; `shifted` is a second set that judges, and `perturb` names what else is done to the
+    first; `max_length` is in tokens, for text; `max_seconds` for sounds.
     """
 
     train: Text | None = None
+    prompts: Text | None = None
     unlabelled: Text | None = None
     eval: Text
     calibrate: Text | None = None
@@ -101,6 +108,7 @@ class Recipe(_Model):
     search: SearchSpec = SearchSpec()
     emulate: EmulateSpec = EmulateSpec()
     profile: ProfileSpec = ProfileSpec()
+    licences: LicencesSpec = LicencesSpec()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def build_stages(self, stage_types: Mapping[str, type[Any]]) -> list[Any]:
@@ -218,6 +226,7 @@ class _Draft:
             words = {stage: None} if isinstance(stage, str) else stage
             if isinstance(words, dict):
                 stages[i] = {name: {} if settings is None else settings for name, settings in words.items()}
+        expand_api(self.data)
 
     def override(self, text: str) -> None:
         """Apply one `key=value`; what is wrong with the key is reported under `--set key`."""
@@ -304,7 +313,9 @@ class _Draft:
                     section["checkpoint"] = self._resolve(path, value, must_exist=local)
             for path, section, value in self._texts(owner, "weights", "preprocessing"):
                 section[str(path[-1])] = self._resolve(path, value, must_exist=True)
-        for path, section, value in self._texts("data", "train", "unlabelled", "eval", "shifted", "calibrate"):
+        for path, section, value in self._texts(
+            "data", "train", "unlabelled", "eval", "shifted", "calibrate", "prompts"
+        ):
             file, key = split_key(value)
             looks_local = file.endswith(DATA_SUFFIXES) or bool(re.search(r"/[^/]*\.[A-Za-z]\w*$", file))
             found = self._resolve(path, file, must_exist=looks_local or not _may_be_hub_name(file))
@@ -345,7 +356,7 @@ class _Draft:
                     continue
                 for inner, text in check(self.stage_types[name], settings)[1]:
                     self._report((*path, *inner), text)
-                if getattr(self.stage_types[name], "needs_train", True) and not self._part("data", dict).get("train"):
+                if getattr(self.stage_types[name], "needs_train", True) and not self._learns():
                     self._report(path, "the stage trains, and the recipe gives no data.train")
                 good.append({"name": name, "settings": settings if isinstance(settings, dict) else {}})
         return good
@@ -354,11 +365,12 @@ class _Draft:
         """The rules that join two parts of a recipe."""
         data, task = self._part("data", dict), self.data.get("task")
         self._check_onnx()
+        check_api(self.data, self._report)
         gate = self.data.get("gate")
-        for name in ("max_size", "max_latency", "max_memory"):
+        for name in ("max_size", "max_latency", "max_memory", "max_fallback"):
             if isinstance(gate, dict) and name in gate and not self.data.get("targets"):
                 self._report(("gate", name), f"{name} is for packages, and the recipe names no targets")
-        if self.data.get("targets") and not (data.get("calibrate") or data.get("train")):
+        if self.data.get("targets") and not (data.get("calibrate") or self._learns()):
             self._report(("targets",), "an export measures ranges on examples: give data.calibrate or data.train")
         search = self.data.get("search")
         if isinstance(search, dict) and str(search.get("time", "0")) not in ("0", "0s", SearchSpec().time) and not gate:
@@ -371,6 +383,10 @@ class _Draft:
             self._report(("data", "max_length"), f"for text only; the task is {task}")
         if data.get("max_seconds") is not None and task in get_args(TaskWord) and task != "audio-classification":
             self._report(("data", "max_seconds"), f"for sounds only; the task is {task}")
+
+    def _learns(self) -> bool:
+        """Whether there is, or will be, something to learn from."""
+        return bool(self._part("data", dict).get("train") or self._part("teacher", dict).get("api"))
 
     def _check_onnx(self) -> None:
         """An ONNX file can be packaged, and that alone."""

@@ -20,7 +20,7 @@ from potstill.validate.files import write_text
 from potstill.validate.scorecard import Scorecard
 from potstill.validate.shift import SHIFTED
 from potstill.validate.slices import Slice
-from potstill.validate.units import parse_limit, signed
+from potstill.validate.units import counted, parse_limit, signed
 
 _WIDE, _NARROW, _HALF = 1036, 344, 506
 MOST_SLICES = 24  # in a table
@@ -57,13 +57,7 @@ def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[in
     """
     if not ledger.entries:
         raise InputError("the ledger has no entries; a report needs at least the teacher's scorecard")
-    page = Environment(
-        loader=PackageLoader("potstill.pipeline"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    page = environment()
     page.filters |= {
         "percent": percent, "range": _range, "points": lambda share: signed(share * 100), "size": size_in_words,
         "span": _span, "gate": gate_in_words, "weights": _weights, "speed": _speed, "duration": _duration, "id": id,
@@ -95,6 +89,17 @@ def write_report(ledger: Ledger, path: Path, *, title: str, examples: Mapping[in
             recipe=dump(ledger.recipe),
             **_pictures(ledger),
         ),
+    )
+
+
+def environment() -> Environment:
+    """What renders the templates."""
+    return Environment(
+        loader=PackageLoader("potstill.pipeline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
@@ -163,7 +168,7 @@ def headline(ledger: Ledger) -> str:
     if not stages:
         return (
             "No stage has finished: only the starting point was judged; the teacher has "
-            f"{teacher.shown(teacher.teacher_value)} {teacher.metric} on {teacher.examples:,} examples."
+            f"{teacher.shown(teacher.teacher_value)} {teacher.metric} on {counted(teacher.examples, 'example')}."
         )
     last = stages[-1]
     judged = "passed" if last.verdict else "was judged by no gate"
@@ -271,7 +276,7 @@ def key_figures(ledger: Ledger) -> list[Figure]:
     first, last = ledger.entries[0], _student(ledger)
     packages = [entry for entry in ledger.entries if entry.kind == "package"]
     card = first.scorecard
-    over = f"{card.examples:,} examples"
+    over = counted(card.examples, "example")
     figures = [Figure(f"Teacher, {card.metric}", card.shown(card.value), f"{_range(card)}, {over}")]
     if last:
         mine = last.scorecard
@@ -318,7 +323,8 @@ def unchecked(ledger: Ledger) -> list[str]:
     packages = [entry for entry in ledger.entries if entry.kind == "package"]
     told = []
     for entry in packages:
-        note = f" {entry.note}" if entry.note else ""
+        said = any(one in (entry.note or "") for one in entry.findings)  # among the ledger's warnings
+        note = f" {entry.note}" if entry.note and not said else ""
         if entry.as_target is None:
             told.append(f"{entry.name}: it was not recorded whether this machine computes as the target does.{note}")
         elif not entry.stands_on_target:
@@ -342,7 +348,9 @@ def unchecked(ledger: Ledger) -> list[str]:
         )
     cut = [(entry.name, entry.scorecard) for entry in ledger.entries if entry.scorecard.truncated]
     told += [
-        f"{name}: {card.truncated:,} of {card.examples:,} examples were cut to the longest input." for name, card in cut
+        f"{name}: {card.truncated:,} of {counted(card.examples, 'example')} {'was' if card.truncated == 1 else 'were'} "
+        "cut to the longest input."
+        for name, card in cut
     ]
     told += [f"{entry.name}: {sentence}" for entry in ledger.entries for sentence in entry.unjudged]
     for entry in ledger.entries:
@@ -365,7 +373,7 @@ def operator_shares(measurement: Measurement) -> list[tuple[str, float, str]]:
         provider = f" ({one.provider.removesuffix('ExecutionProvider')})" if many else ""
         rows.append((f"{one.operator}{provider} ×{one.count}", one.share, "one"))
     if ranked[8:]:
-        rows.append((f"{len(ranked) - 8} other types", sum(one.share for one in ranked[8:]), "others"))
+        rows.append((counted(len(ranked) - 8, "other type"), sum(one.share for one in ranked[8:]), "others"))
     if ranked and measurement.unattributed_share is not None:
         rows.append(("unattributed", measurement.unattributed_share, "unattributed"))
     return rows

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,17 @@ from rich.markup import escape
 
 from potstill.compress.lesson import Lesson
 from potstill.compress.likeness import likeness_from_json
+from potstill.compress.meeting import meeting_of
 from potstill.compress.student import Student
-from potstill.pipeline import lineage
 from potstill.pipeline.cache import WORK, Cache, Planned
 from potstill.pipeline.deliverables import publish_student, stale
 from potstill.pipeline.judging import Judge, Subject, verdict_on
 from potstill.pipeline.ledger import Entry, Ledger, failure_in_words
+from potstill.pipeline.lineage import record as lineage
+from potstill.pipeline.lineage.card import About
+from potstill.pipeline.lineage.energy import metered
+from potstill.pipeline.lineage.origins import verdict_of_recipe
+from potstill.pipeline.lineage.terms import Verdict, with_licences
 from potstill.pipeline.material import Material
 from potstill.pipeline.packing import Packing
 from potstill.pipeline.ranks import crew
@@ -27,7 +33,8 @@ from potstill.pipeline.stages import STAGES, compared, in_words, settings_of
 from potstill.targets.measurement import Comparison
 from potstill.validate.checkpoint import RECORD, WEIGHTS, Checkpoint
 from potstill.validate.errors import GateFailed
-from potstill.validate.files import read_json, size_bytes, write_json
+from potstill.validate.files import read_json, sealed, sha256_each, size_bytes, write_json
+from potstill.validate.metrics import share_outside
 from potstill.validate.onnx_file import OnnxModule
 from potstill.validate.predictor import TorchPredictor, best_device
 from potstill.validate.task import Model
@@ -95,30 +102,41 @@ class Run:
         Raises:
             GateFailed: a stage missed its limits, or, after all of them were made, a package did.
         """
-        self.keys = {planned.step: planned.key for planned in self.plan()}
+        model = self.last_model(self.plan())
+        if self.recipe.targets:
+            self.comparison = self.packing(model)
+            self._stop_if_failed()
+
+    def last_model(self, plan: list[Planned]) -> Model:
+        """The model that the stages leave, made or taken from the run's folder.
+
+        Raises:
+            GateFailed: a stage missed its limits.
+        """
+        self.keys = {planned.step: planned.key for planned in plan}
         self.material.find_leaks(self.cache)
         self._teacher("0-teacher")
         model = self._student("1-student")
         stages = self.recipe.build_stages(STAGES)
         for index, (spec, stage) in enumerate(zip(self.recipe.stages, stages, strict=True)):
             model = self._stage(f"{index + 2}-{spec.name}", spec.name, stage, model)
-            publish_student(self.out, self.plain, self.entries, self.material.warnings)
-        if self.recipe.targets:
-            self.comparison = self.packing(model)
-            self._stop_if_failed()
+            publish_student(self.out, self.about(), self.entries, self.material.warnings, self.say)
+        return model
 
     def ledger(self) -> Ledger:
         """What is known so far."""
-        warnings, leaks = list(self.material.warnings), self.material.leaks
+        found = [f"{entry.name}: {sentence}" for entry in self.entries for sentence in entry.findings]
+        warnings, leaks = [*self.material.warnings, *found], self.material.leaks
         versions = lineage.versions()
-        return Ledger(self.plain, self.entries, lineage.machine(), versions, self.comparison, warnings, leaks)
+        machine, licences = lineage.machine(), self.licences.to_json()
+        return Ledger(self.plain, self.entries, machine, versions, self.comparison, warnings, leaks, licences)
 
     # The steps.
 
     def _teacher(self, step: str) -> None:
         """Predict the evaluation set with the teacher, once."""
         teacher, key = self.material.teacher, self.keys[step]
-        name = _short(teacher.checkpoint.source)
+        name = lineage.short(teacher.checkpoint.source)
         if not self.cache.done(step, key):
             with self.cache.making(step, key) as (_folder, record):
                 record |= {"size_bytes": teacher.parameters * 4, "seconds": 0.0}  # bytes of the weights as they run
@@ -134,11 +152,25 @@ class Run:
         if spec is None:
             return self.material.new_student() if stages else self.material.teacher
         settings = TypeAdapter(type(spec)).dump_python(spec, mode="json", exclude_defaults=True)
-        what = _short(Student(**dataclasses.asdict(spec)).in_words(self.material.teacher))
+        what = lineage.short(Student(**dataclasses.asdict(spec)).in_words(self.material.teacher))
+        settings |= {name: lineage.short(settings[name]) for name in ("checkpoint", "weights") if settings.get(name)}
         model = self._made(step, "student", what, settings, lambda: (self.material.new_student(), {}))
         self._enter("student", "start" if stages else "stage", what, model, step)
+        self._tell_left_out(model)
         self._stop_if_failed()
         return model
+
+    def _tell_left_out(self, student: Model) -> None:
+        """What the teacher says of tokens that the student has no more."""
+        places = meeting_of(student, self.material.teacher).columns
+        if places is None:
+            return
+        assert self.judge.teacher
+        share = share_outside(self.judge.rows(self.judge.teacher), places.numpy())
+        self.material.warn(
+            f"The student has {len(places):,} of the teacher's tokens; on {self.material.eval.name} the teacher gives "
+            f"{share:.2%} of its probability to the others, which the student spells."
+        )
 
     def _stage(self, step: str, name: str, stage: Any, model: Model) -> Model:
         """One stage: train, judge, gate."""
@@ -179,18 +211,29 @@ class Run:
         key = self.keys[step]
         if not self.cache.done(step, key):
             self.say(name, what)
-            started = time.monotonic()
+            started, began = time.monotonic(), lineage.now()
             with self.cache.making(step, key) as (folder, record):
-                model, beside = make()
+                with metered() as energy:
+                    model, beside = make()
                 checkpoint = folder / "checkpoint"
                 checkpoint.mkdir()
                 model.save(checkpoint)
                 record |= {"size_bytes": size_bytes(checkpoint / WEIGHTS)} | beside
                 record["seconds"] = time.monotonic() - started
                 own = read_json(checkpoint / RECORD) if (checkpoint / RECORD).is_file() else {}
-                stage = {"name": name, "settings": settings, "seconds": record["seconds"]}
-                write_json(checkpoint / RECORD, own | self.lineage([*self.made, stage]))
-        self.made.append({"name": name, "settings": settings, "seconds": self._record(step)["seconds"]})
+                record["stage"] = {
+                    "name": name,
+                    "settings": settings,
+                    "seconds": record["seconds"],
+                    "started": began,
+                    "energy": energy,
+                    "code": lineage.code(),
+                    "machine": lineage.machine(),
+                    "files": {one: found for one, found in sha256_each(checkpoint).items() if one != RECORD},
+                }
+                write_json(checkpoint / RECORD, sealed(own | self.lineage([*self.made, record["stage"]])))
+        done = self._record(step)
+        self.made.append(done.get("stage") or {"name": name, "settings": settings, "seconds": done["seconds"]})
         return self.material.load(self.cache.place(step, key) / "checkpoint")
 
     def _record(self, step: str) -> dict[str, Any]:
@@ -207,6 +250,7 @@ class Run:
             of=name,
             packages=[self.keys[step] for step in steps],
             profile=self.recipe.profile.model_dump(),
+            form=[one.name for one in dataclasses.fields(kind)],
             machine=lineage.machine(),
         )
         if not self.cache.done("measured", key):
@@ -246,18 +290,40 @@ class Run:
 
     def lineage(self, stages: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """Where a step's result comes from; without stages, those up to now."""
-        checkpoint = self.material.teacher.checkpoint
-        teacher = {"source": _short(checkpoint.source), "sha256": checkpoint.digest()}
-        return lineage.lineage(
-            self.recipe.seed, teacher, self.material.sources(), self.made if stages is None else stages
+        teacher, others, student = self._begun
+        made = lineage.lineage(
+            self.recipe.task,
+            self.recipe.seed,
+            teacher,
+            self.material.sources(),
+            self.made if stages is None else stages,
+            others=others,
+            student=student,
         )
+        return with_licences(made, self.licences)
+
+    def about(self) -> About:
+        """What a model card is written of, beside the ledger."""
+        return About(self.plain, self.licences, self.material.sources())
+
+    @cached_property
+    def licences(self) -> Verdict:
+        """The verdict on the licences of what the recipe names; raises InputError where a source says two things."""
+        return verdict_of_recipe(self.recipe)
+
+    @cached_property
+    def _begun(self) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any] | None]:
+        """What the run starts from: the teacher, further ones, and the checkpoint that the student was given."""
+        recipe, material = self.recipe, self.material
+        teacher = lineage.origin_of(material.teacher, recipe.teacher.api)
+        others = [
+            lineage.origin_of(model) | {"weight": spec.weight}
+            for model, spec in zip(material.other_teachers, recipe.other_teachers, strict=True)
+        ]
+        given = recipe.student.checkpoint if recipe.student else None
+        student = lineage.origin(Checkpoint(given, recipe.student.weights)) if recipe.student and given else None
+        return teacher, others, student
 
     def say(self, step: str, what: str) -> None:
         """Tell which step it is."""
         self.console.print(f"[bold]{escape(step)}[/] [dim]{escape(what)}[/]", highlight=False)
-
-
-def _short(source: str) -> str:
-    """The last part of a path; other names as they are."""
-    path = Path(source)
-    return path.name if path.exists() else source.rpartition(".")[2] if ":" in source else source

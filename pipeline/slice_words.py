@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from potstill.pipeline.ledger import Entry, Ledger
 from potstill.validate.slices import LEAST_TESTED, Slice
-from potstill.validate.units import signed
+from potstill.validate.units import counted, signed
 
 
 def examined(ledger: Ledger) -> list[Entry]:
@@ -34,8 +34,8 @@ def gaps_in_words(slices: Sequence[Slice]) -> str:
         for one, gap in wider
     ]
     if told:
-        first = f"The gap to the rest widened by more than chance explains for {len(told)} of {len(tested)} slices: "
-        first += f"{'; '.join(told)}."
+        first = f"The gap to the rest widened by more than chance explains for {len(told)} of "
+        first += f"{counted(len(tested), 'slice')}: {'; '.join(told)}."
     elif tested:
         first = f"No slice’s gap to the rest widened by more than chance explains, of {len(tested)} tested."
     else:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from potstill.compress.api_settings import ApiTeacher
 from potstill.validate.checkpoint import is_factory, onnx_file
 
 Text = Annotated[str, Field(min_length=1)]
@@ -26,9 +27,13 @@ class CheckpointSpec(BaseModel):
 
 
 class TeacherSpec(CheckpointSpec):
-    """A teacher; for an ONNX file, `preprocessing` is the folder with its config and its tokenizer or processor."""
+    """A teacher; for an ONNX file, `preprocessing` is the folder with its config and its tokenizer or processor.
+
+    With `api`, a service writes what is learned, and the checkpoint is the student's own, to be judged against.
+    """
 
     preprocessing: Path | None = None
+    api: ApiTeacher | None = None
 
     @model_validator(mode="after")
     def _preprocessing_of_onnx(self) -> "TeacherSpec":

@@ -18,7 +18,7 @@ STAGES: Mapping[str, type[Any]] = {"distill": Distill, "prune": Prune, "qat": Qa
 def compared(stage: Any, student: Model, lesson: Lesson) -> dict[str, Any] | None:
     """How like the teacher's layers the student's are after a stage, as plain data; None where none can be heard."""
     training = getattr(stage, "distill", stage)  # of a stage that trains beside its own work
-    found = likeness(student, lesson, training.terms(lesson))
+    found = likeness(student, lesson, training.terms(lesson, student))
     return found.to_json() if found else None
 
 
@@ -33,9 +33,10 @@ def in_words(settings: dict[str, Any]) -> str:
     settings = settings | settings.get("distill", {})
     words = {
         "activation": "{} × int8",
-        "layers": "{} layers less", "heads": "{:.0%} of heads less", "neurons": "{:.0%} of neurons less",
-        "channels": "{:.0%} of channels less", "rounds": "{} rounds", "epochs": "{:g} epochs",
+        "layers": "{} layer{s} less", "heads": "{:.0%} of heads less", "neurons": "{:.0%} of neurons less",
+        "channels": "{:.0%} of channels less", "rounds": "{} round{s}", "epochs": "{:g} epoch{s}",
         "temperature": "T {:g}",
     }  # fmt: skip
-    told = [word.format(settings[name]) for name, word in words.items() if settings.get(name) is not None]
+    known = {name: settings[name] for name in words if settings.get(name) is not None}
+    told = [words[name].format(value, s="" if value == 1 else "s") for name, value in known.items()]
     return ", ".join([*told, *(settings.get("losses") or {})])

@@ -20,6 +20,8 @@ TASK_OF = {
     "ForQuestionAnswering": "question-answering",
     "ForImageClassification": "image-classification",
     "ForAudioClassification": "audio-classification",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
     "Model": "feature-extraction",
 }
 RECIPE = Template("""\
@@ -49,13 +51,16 @@ gate:
   max_drop: 2pp                  # points of the metric against the teacher; 1% is a hundredth of the teacher's value
 # undecided: strict              # lets only what the whole 95 % interval decides pass; default: the estimate decides
 # max_slice_drop: 5pp            # of the worst slice; also max_calibration_error
-# min_agreement: 95%             # with the teacher; also max_flips, max_divergence
-# max_latency: 20ms              # of a package; also max_size, max_memory
+# min_agreement: 95%             # with the teacher; also max_flips, max_divergence, max_perplexity_rise
+# max_latency: 20ms              # of a package; also max_size, max_memory, max_fallback
 
 targets:                         # potstill targets lists them
 $targets
-# search: {time: 10min}          # where a package misses the gate: to find nodes to leave in float; 0: not
+# search: {time: 10min}          # where a package misses the gate: to repair it, then to leave nodes in float; 0: not
 # emulate: {time: 10s}           # for each package that this machine computes otherwise than its target; 0: not
+
+# What cards and LICENSE files say of licences is read; potstill licences $file tells. What they do not say, say here:
+# licences: {teacher: apache-2.0, data: own}       # own: made by yourself; decided_by: NAME where it is not known
 
 seed: 0
 """)

@@ -1,17 +1,20 @@
 """A run from the outside: the folder held, the cost said before, the ledger and the report written after."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from potstill.pipeline import yaml_lines
+from potstill.pipeline.black_box import with_written
 from potstill.pipeline.cache import run_folder
 from potstill.pipeline.emulating import to_warn_of
 from potstill.pipeline.estimate import Plan, estimate, print_plan
 from potstill.pipeline.exhibits import exhibits
 from potstill.pipeline.ledger import Ledger, candidate_in_words, print_ledger, without_leaks
+from potstill.pipeline.lineage.telling import tell_licences
 from potstill.pipeline.recipe import Recipe
 from potstill.pipeline.report import unchecked, write_report
 from potstill.pipeline.run import Run
@@ -34,11 +37,15 @@ def walk(recipe: Recipe, out: Path, quiet: bool = False) -> tuple[Ledger, Potsti
 
     Raises:
         InputError: the recipe, the data or the folder cannot be used, or the run will not fit; nothing was begun.
+        GateFailed: licences or terms forbid it, or are unknown and nobody decided; nothing was begun.
+        Unreachable: a teacher behind an API is not there.
     """
     console = Console(stderr=quiet)
+    licences = tell_licences(recipe, console)
     with run_folder(out):
         write_text(out / "recipe.yaml", yaml_lines.dump(recipe.to_mapping()))
-        run = Run(recipe, out, console)
+        run = Run(with_written(recipe, out, quiet), out, console)
+        run.licences = licences
         cost = estimate(run)
         cost.check()
         if cost.seconds:
@@ -84,9 +91,10 @@ def follow(recipe: Recipe, out: Path) -> Callable[..., None]:
 
 
 def plan(recipe: Recipe, out: Path, quiet: bool = False) -> Plan:
-    """Say what a run would do and cost; nothing is written."""
+    """Say what a run would do and cost, after the verdict on its licences; nothing is written."""
     console = Console(stderr=quiet)
-    cost = estimate(Run(recipe, out, console))
+    licences = tell_licences(recipe, console)
+    cost = replace(estimate(Run(recipe, out, console)), licences=licences.to_json())
     if not quiet:
         print_plan(cost, console)
     cost.check()

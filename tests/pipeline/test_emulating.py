@@ -2,23 +2,29 @@
 
 import json
 import platform
+import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from potstill.export.checked import Emulated
 from potstill.pipeline import emulating
 from potstill.pipeline.cli import call
 from potstill.pipeline.emulating import sqnr_db
+from potstill.pipeline.on_device import answers_as_here
 from potstill.targets.host import runs_here
-from potstill.targets.qemu import ARM64_ROOT
+from potstill.targets.qemu import ARM64_ROOT, Crashed
 from potstill.targets.target import load_target
 from potstill.validate.predictor import LEAST
+from potstill.validate.scorecard import Scorecard, paired
 
 ELSEWHERE = pytest.mark.skipif(
     not shutil.which("qemu-x86_64") or platform.machine() != "x86_64" or runs_here(load_target("laptop-x86-avx2"))[0],
@@ -96,6 +102,9 @@ def test_a_file_that_overflows_on_its_target_fails_the_gate(
     assert "as Haswell, 120 of 120 examples emulated: accuracy" in careless["verdict"]["reason"]
     assert careless["checked"]["emulated"]["sqnr_db"] < 30
     assert "this file computes otherwise on its target" in said
+    warnings = json.loads((folder / "out" / "ledger.json").read_text())["warnings"]
+    found = [one for one in warnings if "this file computes otherwise on its target" in one]
+    assert [one.partition(":")[0] for one in found] == ["careless"]
     assert careful["checked"]["where"] == "emulated"
     assert careful["checked"]["emulated"]["sqnr_db"] is None
     assert [check["limit"] for check in careful["verdict"]["checks"]] == ["max_drop"]
@@ -111,6 +120,8 @@ def test_a_file_that_overflows_on_its_target_fails_the_gate(
 class Slow:
     """An emulator that runs two examples in the time."""
 
+    name, chip, emulator = "the phone-arm64 package", "cortex-a53", "qemu-aarch64"
+
     def __init__(self, *_: Any, **__: Any) -> None:
         self.encode = lambda rows: rows
 
@@ -119,11 +130,36 @@ class Slow:
         return [np.zeros((1, 4), np.float32)] * 2
 
 
+class Crashing(Slow):
+    """One whose CPU cannot run the file."""
+
+    def first(self, rows: Any, seconds: float) -> list[np.ndarray]:
+        raise Crashed("the package crashed as cortex-a53: the agent was ended by signal 4")
+
+
 class Broken(Slow):
     """One that gives no numbers."""
 
     def first(self, rows: Any, seconds: float) -> list[np.ndarray]:
         return [np.full((1, 4), np.nan, np.float32)] * len(rows["x"])
+
+
+def check_crash(out: Path, said: str) -> None:
+    """A crash is a finding of its own, on the terminal, in the manifest, the ledger, the card and the report."""
+    found = (
+        "By its target's arithmetic it does not run: the package crashed as cortex-a53: the agent was ended by signal "
+        "4; run its golden samples on a device, whose CPU may have what its emulator lacks."
+    )
+    assert said.count(found) == 2  # when it is met, and among the warnings
+    assert "It was not checked" not in said
+    checked = manifest(out.parent, out.name, "phone-arm64")["checked"]
+    assert (checked["where"], checked["emulated"]) == ("crashed", None)
+    assert checked["note"].endswith(found)
+    ledger = json.loads((out / "ledger.json").read_text())
+    assert f"phone-arm64: {checked['note']}" in ledger["warnings"]
+    assert [entry["findings"] for entry in ledger["entries"]] == [[], [checked["note"]]]
+    for file, times in (("packages/phone-arm64/README.md", 1), ("report.html", 2)):  # its section, and the open points
+        assert (out / file).read_text().count("ended by signal 4") == times
 
 
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="this machine computes as the target")
@@ -147,6 +183,8 @@ def test_where_it_is_not_checked_it_is_said(
         assert "arithmetic: qemu-aarch64 " in (folder / "plain" / file).read_text()
     monkeypatch.setattr(emulating, "EmulatedPredictor", Slow)
     assert f"{unchecked}only 2 examples ran in 2 s, and 5 are the fewest; give it more time" in told("2s")
+    monkeypatch.setattr(emulating, "EmulatedPredictor", Crashing)
+    check_crash(folder / "plain", told("2s"))
     monkeypatch.setattr(emulating, "EmulatedPredictor", Broken)
     assert "gave logits that are not finite as cortex-a53, on 120 of 120 rows" in told("2s", code=2)
 
@@ -157,3 +195,76 @@ def test_the_ratio_is_that_of_powers_in_decibels() -> None:
     assert sqnr_db(rows, rows * 1.1) == pytest.approx(20)
     masked = np.pad(rows, ((0, 0), (0, 1)), constant_values=LEAST)
     assert sqnr_db(masked, np.pad(rows * 1.01, ((0, 0), (0, 1)), constant_values=LEAST)) == pytest.approx(40)
+
+
+@ELSEWHERE
+def test_a_file_made_for_vnni_is_caught_as_avx2_and_the_one_for_avx2_passes(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    targets = ["--target", "laptop-x86-vnni", "--target", "laptop-x86-avx2"]
+    assert export(folder, "trap", *targets, "--emulate-time", "0") == 0
+    trap, careful = (folder / "trap/packages" / name for name in targets[1::2])
+    capfd.readouterr()
+    words = ["--accuracy", "--runs", "1", "--json"]
+    assert call(["profile", str(trap), "--on", "emulate://laptop-x86-avx2", *words]) == 3
+    said = capfd.readouterr()
+    assert "saturation: 2 of its 2 int8 products have weights of all 8 bits" in said.err
+    assert "export for it (`--target laptop-x86-avx2`)" in said.err
+    found = json.loads(said.out)["accuracy"]
+    (check,) = found["verdict"]["checks"]
+    assert (check["limit"], check["outcome"], check["passed"]) == ("emulated answers", "fail", False)
+    assert found["emulated"]["sqnr_db"] < found["emulated"]["least_db"] == 30
+    assert found["emulated"]["apart"]["agreement"] < 1
+    assert call(["profile", str(careful), "--on", "emulate", *words]) == 0
+    found = json.loads(capfd.readouterr().out)["accuracy"]
+    assert found["verdict"]["passed"]
+    assert found["emulated"]["apart"]["agreement"] == 1
+    assert "on 120 examples: 100.00% of the answers are those of the same file here" in found["verdict"]["reason"]
+
+
+@pytest.mark.slow
+@ELSEWHERE
+def test_a_target_whose_own_scheme_overflows_is_told_what_to_change(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert export(folder, "own", "--target", str(folder / "careless.yaml"), "--emulate-time", "0") == 0
+    place = str(folder / "own/packages/careless")
+    assert call(["profile", place, "--on", f"emulate://{folder / 'careless.yaml'}", "--accuracy", "--runs", "1"]) == 3
+    assert "give this target's scheme `reduce_range: true` or `weight: uint8`" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("db", "lost", "outcome", "words"),
+    [
+        (None, 0, "pass", "as Haswell, on 100 examples: the same outputs as here; pearson 0"),
+        (41.0, 1, "pass", "99.00% of the answers .* 41 dB above their differences .30 dB or more is rounding.; acc"),
+        (
+            29.0,
+            1,
+            "fail",
+            "29 dB above their differences .* points .−.*: why is not known; judge it on the device itself",
+        ),
+        (
+            None,
+            20,
+            "fail",
+            "80.00% of the answers are those of the same file here, the same .* −20.0 points .* not known",
+        ),
+    ],
+)
+def test_answers_within_rounding_pass_and_others_say_what_is_known(
+    db: float | None, lost: int, outcome: str, words: str, tmp_path: Path
+) -> None:
+    """A file in float has nothing to overflow."""
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [1]) for name in "xy")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "nothing", [x], [y])), tmp_path / "model.onnx")
+    right = paired(np.arange(100) >= lost, np.ones(100, bool))
+    card = Scorecard("accuracy", data="made up", agreement=1 - lost / 100, **right)
+    if not lost:  # of a task whose answers are numbers
+        card = replace(card, metric="pearson", agreement=None)
+    found = Emulated("Haswell", "qemu-x86_64", 100, 100, card, card, db, 30.0, 1.0)
+    avx2 = load_target("laptop-x86-avx2")
+    check = answers_as_here(found, tmp_path / "model.onnx", avx2, avx2)
+    assert (check.outcome, check.passed) == (outcome, outcome == "pass")
+    assert re.search(words, check.reason), check.reason

@@ -59,3 +59,20 @@ def test_a_package_hangs_on_the_examples_that_calibrate_it(
 
     assert key(texts["eval"]) == key(tmp_path / "fewer.tsv")
     assert key(texts["eval"]) != key(tmp_path / "overlap.tsv")
+
+
+def test_one_example_in_both_sets_is_told_as_one(text_teacher: Path, texts: dict[str, Path], tmp_path: Path) -> None:
+    leaky = tmp_path / "leaky.tsv"
+    clean, leaked = texts["calibrate"].read_text(), texts["eval"].read_text().splitlines(keepends=True)[1]
+    leaky.write_text(clean + leaked)
+    mapping = {
+        "task": "text-classification",
+        "teacher": str(text_teacher),
+        "data": {"eval": str(texts["eval"]), "calibrate": str(leaky), "columns": {"text": "sentence"}},
+        "targets": ["laptop-x86-vnni"],
+    }
+    material = Material(build_recipe(mapping, stage_types=STAGES, target_names=target_names(), base=tmp_path))
+    assert material.calibrate is not None
+    assert material.warnings == ["1 of the 200 evaluation examples is in data.calibrate too."]
+    material.check_calibration(1)
+    assert material.warnings[1].startswith("The activation ranges come from 1 example only; give 256 or more of the ")

@@ -237,7 +237,10 @@ def test_a_checkpoint_whose_weights_are_not_finite(
 @pytest.mark.parametrize(
     ("x", "match"),
     [
-        (np.zeros((1, 12, 12, 3), np.uint8), "data.calibrate (c.npz) holds 1 examples; at least 2 are needed"),
+        (
+            np.zeros((1, 12, 12, 3), np.uint8),
+            "data.calibrate (c.npz) holds 1 example, expected 2 or more; give some 256 of the training set",
+        ),
         (np.zeros((9, 10, 10, 3), np.uint8), "(c.npz) holds x as float32 (10, 10, 3) for each example, and data.eval"),
         (np.zeros((9, 12, 12, 3), np.int64), "(c.npz) holds x as int64 (12, 12, 3) for each example, and data.eval"),
     ],

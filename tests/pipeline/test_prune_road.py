@@ -1,9 +1,6 @@
 """The stage `prune` in a recipe, by the command line."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +8,7 @@ import pytest
 from potstill.pipeline.recipe import load_recipe
 from potstill.pipeline.stages import STAGES
 from potstill.validate.errors import InputError
-
-POTSTILL = str(Path(sys.executable).with_name("potstill"))
+from tests.program import called
 
 HEAD = """
 task: module
@@ -20,14 +16,6 @@ teacher: {checkpoint: test_prune_models:strided}
 data: {train: %(arrays)s:train, eval: %(arrays)s:test}
 stages:
 """
-
-
-def potstill(*words: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the program; fail with what it said when it ends otherwise than expected."""
-    command = [POTSTILL, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ, check=False)
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
 
 
 @pytest.fixture
@@ -66,11 +54,11 @@ profile: {runs: 5}
 
 def test_a_pruned_module_walks_the_road(recipe: Path) -> None:
     out = recipe.parent / "out"
-    said = potstill("run", recipe, "--out", out, cwd=recipe.parent)
+    said = called("run", recipe, "--out", out, cwd=recipe.parent)
     assert "20 of 36 channels cannot be pruned, and stayed" in " ".join(said.stdout.split())
     ledger = json.loads((out / "ledger.json").read_text())
     teacher, pruned, distilled, package = ledger["entries"]
-    assert pruned["what"] == "50% of channels less, 2 rounds, 1 epochs"
+    assert pruned["what"] == "50% of channels less, 2 rounds, 1 epoch"
     assert teacher["parameters"] - pruned["parameters"] == 8 * (8 * 9 + 1) + 8 * 12 * 9
     assert distilled["parameters"] == pruned["parameters"]
     record = json.loads((out / "student" / "potstill.json").read_text())

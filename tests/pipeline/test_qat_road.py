@@ -1,15 +1,13 @@
 """Quantisation-aware training by the command line: the packages ship the integers that were trained."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-POTSTILL = str(Path(sys.executable).with_name("potstill"))
+from tests.program import called, potstill
+
 CODE = """
 import torch
 from torch import nn
@@ -44,12 +42,9 @@ targets: [laptop-x86-vnni, laptop-x86-avx2]
 profile: {{runs: 5}}
 """
     )
-    for _ in range(2):  # the second takes everything from the first
-        done = subprocess.run(
-            [POTSTILL, "run", str(folder / "recipe.yaml"), "--out", str(folder / "out")],
-            capture_output=True, text=True, cwd=folder, env=os.environ, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+    words = ("run", folder / "recipe.yaml", "--out", folder / "out")
+    called(*words, cwd=folder)
+    done = potstill(*words, cwd=folder)  # another process takes everything from the first
     assert "distilling" not in done.stdout
     return folder / "out"
 
@@ -66,7 +61,7 @@ def test_a_package_in_the_trained_formats_has_the_trained_accuracy(run: Path) ->
     assert made["quantization"]["calibration_examples"] == 0
     entries = {entry["name"]: entry for entry in json.loads((run / "ledger.json").read_text())["entries"]}
     stage, package = entries["qat"], entries["laptop-x86-vnni"]
-    assert stage["what"].startswith("uint8 × int8, 1 epochs")
+    assert stage["what"].startswith("uint8 × int8, 1 epoch")
     assert stage["scorecard"]["value"] > 0.8
     assert package["scorecard"]["value"] == pytest.approx(stage["scorecard"]["value"], abs=0.01)
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 
 from potstill.pipeline.ranks import Crew, rank
 from potstill.validate.errors import GateFailed, InputError, PotstillError
+from tests.waiting import free_port
 
 Together = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -98,16 +98,14 @@ def _process(place: int, port: int, fails: tuple[str, ...], out: Path) -> None:
 )
 def test_how_a_crew_ends(fails: tuple[str, ...], codes: list[int | None], said: str, tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [fork.Process(target=_process, args=(place, port, fails, tmp_path)) for place in range(2)]
     for process in processes:
         process.start()
-    processes[1].join(timeout=60)
+    processes[1].join(timeout=300)
     if codes[0] is None:  # as torchrun does when one process fails
         processes[0].kill()
-    processes[0].join(timeout=60)
+    processes[0].join(timeout=300)
     assert [process.exitcode for process in processes] == [code or -9 * (code is None) for code in codes]
     assert (tmp_path / "1.txt").read_text() == said
 

@@ -52,6 +52,7 @@ def sst2_package(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out / "packages" / "laptop-x86-vnni"
 
 
+@pytest.mark.slow
 def test_the_sst2_teacher_in_int8(sst2_package: Path) -> None:
     manifest = json.loads((sst2_package / "manifest.json").read_text())
     card = manifest["scorecard"]

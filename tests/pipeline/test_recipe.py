@@ -136,7 +136,7 @@ sede: 1
 """
     assert problems(folder, text) == [
         "line 2: task: expected 'text-classification', 'token-classification', 'question-answering', "
-        "'feature-extraction', 'image-classification', 'audio-classification' or 'module'; "
+        "'feature-extraction', 'text-generation', 'image-classification', 'audio-classification' or 'module'; "
         "given the text 'text-clasification'; did you mean 'text-classification'?",
         "line 3: teacher.checkpoint: no such file or folder: './no-such-folder'",
         "line 5: data.trian: unknown key; did you mean 'train'?",

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-POTSTILL = str(Path(sys.executable).with_name("potstill"))
-
-
-def potstill(*words: object, cwd: Path | None = None, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the program; fail with what it said when it ends otherwise than expected."""
-    done = subprocess.run(
-        [POTSTILL, *map(str, words)], capture_output=True, text=True, cwd=cwd, env=os.environ, check=False
-    )
-    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+from tests.pipeline.test_tasks import check_shapes
+from tests.program import called, potstill
 
 
 def check_package(folder: Path) -> dict[str, Any]:
@@ -134,10 +123,10 @@ def test_done_work_is_not_done_again(run: Path) -> None:
 
 
 def test_a_plan_says_what_is_done_and_what_a_change_costs(run: Path) -> None:
-    plan = json.loads(potstill("run", run / "recipe.yaml", "--out", run / "out", "--dry-run", "--json").stdout)
+    plan = json.loads(called("run", run / "recipe.yaml", "--out", run / "out", "--dry-run", "--json").stdout)
     assert all(step["done"] for step in plan["steps"])
     words = ("run", run / "recipe.yaml", "--out", run / "out", "--set", "distill.epochs=3", "--dry-run", "--json")
-    plan = json.loads(potstill(*words).stdout)
+    plan = json.loads(called(*words).stdout)
     done = {step["name"]: step["done"] for step in plan["steps"]}
     assert done["0-teacher"]
     assert done["1-student"]
@@ -150,18 +139,20 @@ def test_a_plan_says_what_is_done_and_what_a_change_costs(run: Path) -> None:
 
 def test_profile_by_hand(run: Path) -> None:
     package = run / "out" / "packages" / "laptop-x86-vnni"
-    measured = json.loads(potstill("profile", package, "--runs", 50, "--threads", 1, "--json").stdout)
+    kept = json.loads(called("profile", package, "--runs", 50, "--threads", 1, "--json").stdout)
+    measured = kept["measurement"]
+    assert (kept["format"], kept["package"]) == ("potstill-profile/1", "laptop-x86-vnni")
     assert measured["kind"] == "measured"
     assert (measured["runs"], measured["threads"]) == (50, 1)
     assert measured["min_ms"] <= measured["median_ms"] <= measured["p90_ms"]
     assert "CPUExecutionProvider" in measured["provider_nodes"]
-    shown = potstill("profile", package, "--runs", 20).stdout
+    shown = called("profile", package, "--runs", 20).stdout
     for word in ("median", "cold load", "first run", "peak memory", "warm up"):
         assert word in shown
 
 
 def test_export_of_the_student_against_the_teacher(run: Path, text_teacher: Path, texts: dict[str, Path]) -> None:
-    potstill(
+    called(
         "export",
         run / "out" / "student",
         "--teacher",
@@ -220,13 +211,15 @@ def test_images(image_teacher: Path, pictures: dict[str, Path], tmp_path: Path) 
         f"task: image-classification\nteacher: {image_teacher}\n"
         f"data: {{train: {pictures['train']}, eval: {pictures['eval']}}}\n"
         "student: {layers: 2}\nstages: [distill: {epochs: 4, learning_rate: 1e-3}]\ngate: {max_drop: 40pp}\n"
-        "targets: [phone-arm64]\nprofile: {runs: 10}\n"
+        "targets: [phone-arm64, phone-iphone]\nprofile: {runs: 10}\n"
     )
-    potstill("run", tmp_path / "recipe.yaml", "--out", tmp_path / "out")
+    called("run", tmp_path / "recipe.yaml", "--out", tmp_path / "out")
     package = tmp_path / "out" / "packages" / "phone-arm64"
     manifest = check_package(package)
     assert manifest["labels"] == ["quarter0", "quarter1", "quarter2", "quarter3"]
     assert (package / "preprocessor_config.json").is_file()
+    check_package(package.parent / "phone-iphone")
+    check_shapes(package.parent, "phone-arm64")
 
 
 MODELS = """
@@ -302,7 +295,7 @@ def test_a_module_of_ones_own(modules: Path, tmp_path: Path) -> None:
         tmp_path / "out",
         cwd=modules,
     )
-    refused = potstill(
+    refused = called(
         "export",
         tmp_path / "out" / "student",
         "--task",
@@ -319,7 +312,7 @@ def test_a_module_of_ones_own(modules: Path, tmp_path: Path) -> None:
         code=2,
     )
     assert "name the factory yourself: models:small --weights" in refused.stderr
-    potstill(
+    called(
         "export",
         "models:small",
         "--weights",
@@ -342,7 +335,7 @@ def test_a_module_of_ones_own(modules: Path, tmp_path: Path) -> None:
 
 
 def test_init_writes_a_recipe_that_runs(text_teacher: Path, texts: dict[str, Path], tmp_path: Path) -> None:
-    potstill(
+    called(
         "init",
         text_teacher,
         "--train",
@@ -357,7 +350,7 @@ def test_init_writes_a_recipe_that_runs(text_teacher: Path, texts: dict[str, Pat
     text = (tmp_path / "recipe.yaml").read_text()
     assert "layers: 2" in text
     assert text.count("#") > 10
-    potstill(
+    called(
         "run",
         tmp_path / "recipe.yaml",
         "--out",
@@ -370,7 +363,7 @@ def test_init_writes_a_recipe_that_runs(text_teacher: Path, texts: dict[str, Pat
         "targets=[]",
     )
     assert (tmp_path / "out" / "student" / "model.safetensors").is_file()
-    again = potstill(
+    again = called(
         "init",
         text_teacher,
         "--train",
@@ -388,7 +381,7 @@ def test_more_evaluation_examples_train_nothing_again(run: Path, texts: dict[str
     more = tmp_path / "more.tsv"
     more.write_text(texts["eval"].read_text() + "a very good film\t1\n")
     words = ("run", run / "recipe.yaml", "--out", run / "out", "--set", f"data.eval={more}", "--dry-run", "--json")
-    steps = {step["name"]: step for step in json.loads(potstill(*words).stdout)["steps"]}
+    steps = {step["name"]: step for step in json.loads(called(*words).stdout)["steps"]}
     assert steps["graph"]["done"]
     for name in ("0-teacher", "1-student", "2-distill", "packages/laptop-x86-vnni"):  # judged again
         assert not steps[name]["done"]
@@ -399,7 +392,7 @@ def test_without_a_student_the_teacher_itself_is_trained_on(
     text_teacher: Path, texts: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
-    potstill(
+    called(
         "compress",
         text_teacher,
         "--task",
@@ -416,7 +409,7 @@ def test_without_a_student_the_teacher_itself_is_trained_on(
         tmp_path / "out",
     )
     (tmp_path / "out" / ".git").mkdir()  # a user's own folder in the run's folder
-    potstill("run", tmp_path / "out" / "recipe.yaml", "--out", tmp_path / "out")
+    called("run", tmp_path / "out" / "recipe.yaml", "--out", tmp_path / "out")
     assert (tmp_path / "out" / ".git").is_dir()
     assert (tmp_path / "out" / "student" / "model.safetensors").is_file()
 
@@ -426,7 +419,7 @@ def test_examples_in_both_sets_are_counted(text_teacher: Path, texts: dict[str, 
     rows = texts["eval"].read_text().splitlines(keepends=True)[1:]
     near_ones = [row.upper() for row in rows[100:102]]
     leaky.write_text(texts["train"].read_text() + "".join(rows[:30] + near_ones))
-    done = potstill(
+    done = called(
         "compress",
         text_teacher,
         "--task",
@@ -472,13 +465,15 @@ def test_a_target_of_ones_own_with_fixed_shapes_and_integers(modules: Path, tmp_
         "id: mine\ntitle: my own chip\nextends: laptop-x86-vnni\nmodel: {shapes: static, opset: 19, ort: true}\n"
     )
     assert load_target(str(tmp_path / "mine.yaml")).model.shapes == "static"
-    potstill(
+    called(
         "export",
         "models:big",
         "--weights",
         "big.th",
         "--target",
         tmp_path / "mine.yaml",
+        "--target",
+        "laptop-x86-vnni",
         "--calibrate",
         "data.npz:train",
         "--eval",
@@ -490,17 +485,19 @@ def test_a_target_of_ones_own_with_fixed_shapes_and_integers(modules: Path, tmp_
     manifest = check_package(tmp_path / "out" / "packages" / "mine")
     assert manifest["opset"] == 19
     assert {"model.onnx", "model.ort", "required_operators_and_types.config"} <= set(manifest["files"])
+    assert manifest["model_bytes"] == max(manifest["files"][f"model.{kind}"]["bytes"] for kind in ("onnx", "ort"))
     expected, found = manifest["fusions"]["expected"], manifest["fusions"]["found"]
     assert found["integer convolution"] == expected["integer convolution"] > 0
     session = onnxruntime.InferenceSession(tmp_path / "out" / "packages" / "mine" / "model.onnx")
     assert session.get_inputs()[0].shape == [1, 12, 12, 3]
+    check_shapes(tmp_path / "out" / "packages", fixed="mine")
 
 
 def test_limits_on_what_a_package_costs(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run / "out", tmp_path / "out")
     limits = ("gate.undecided=strict", "gate.min_agreement=50%", "gate.max_size=1kB", "gate.max_latency=1ms")
     words = [word for limit in (*limits, "gate.max_memory=1GB", "gate.max_drop=30pp") for word in ("--set", limit)]
-    done = potstill("run", run / "recipe.yaml", "--out", tmp_path / "out", *words, code=3)
+    done = called("run", run / "recipe.yaml", "--out", tmp_path / "out", *words, code=3)
     assert "or a wider max_size" in done.stderr
     assert "the model file takes" in done.stderr
     entries = json.loads((tmp_path / "out" / "ledger.json").read_text())["entries"]

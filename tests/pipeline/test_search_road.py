@@ -120,18 +120,25 @@ def test_another_gate_searches_anew_with_the_tries_that_are_kept(run: Path) -> N
     assert sorted((run / "out" / "stages").glob(".work-search-*/try-*")) == tries
 
 
-def test_without_time_nothing_is_searched(run: Path) -> None:
+def test_without_time_nothing_is_searched_and_it_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export(run, "off", "5pp", "--search-time", "0") == 3
+    said = "The gate is missed and nothing was searched for: it has no time; give --search-time (search.time)."
+    assert said in " ".join(capsys.readouterr().out.split())
+    assert package(run, "off")["not_searched"] == said
+    assert said in (run / "off" / "packages" / TARGET / "README.md").read_text()
     assert package(run, "off")["search"] is None
     assert package(run, "off")["verdict"]["passed"] is False
     plain = sha256_file(run / "off" / "packages" / TARGET / "model.onnx")
     assert export(run, "off", "5pp") == 0
+    assert package(run, "off")["not_searched"] is None
     assert sha256_file(run / "off" / "packages" / TARGET / "model.onnx") != plain
 
 
 def test_a_search_that_was_out_of_time_goes_on_with_more(run: Path) -> None:
     assert export(run, "late", "5pp", "--search-time", "0.001s") == 3
     assert package(run, "late")["search"]["ended"] == "out of time"
+    assert package(run, "late")["search"]["ended_in"] == "the measuring"
+    assert "it was out of time in the measuring" in entry(run, "late")["what"]
     assert export(run, "late", "5pp") == 0
     assert package(run, "late")["search"]["ended"] == "through"
 
@@ -161,6 +168,44 @@ def test_repairs_come_before_nodes_in_float(run: Path, monkeypatch: pytest.Monke
     assert export(run, "repaired", "5pp") == 0
     assert model.stat().st_mtime_ns == before
     assert entry(run, "repaired")["scorecard"]["value"] == manifest["scorecard"]["value"]
+
+
+def test_a_plan_says_how_long_a_search_may_take(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = {
+        "task": "module",
+        "teacher": {"checkpoint": "spoiled_net:net", "weights": str(run / "net.safetensors")},
+        "data": {"calibrate": str(run / "calibrate.npz"), "eval": str(run / "eval.npz")},
+        "gate": {"max_drop": "5pp"},
+        "targets": [TARGET, "browser-wasm"],
+    }
+
+    def plan(out: str, **more: Any) -> dict[str, Any]:
+        (run / "recipe.yaml").write_text(json.dumps(recipe | more))
+        capsys.readouterr()
+        assert call(["run", str(run / "recipe.yaml"), "--out", str(run / out), "--dry-run", "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    fresh = plan("fresh")
+    assert {step["name"]: step["search_seconds"] for step in fresh["steps"] if step["search_seconds"]} == {
+        f"packages/{TARGET}": 600.0,
+        "packages/browser-wasm": 600.0,
+    }
+    assert fresh["search_seconds"] == 1200.0
+    assert fresh["steps"][-2]["what"].endswith("; if it misses the gate, a search of at most 10 min")
+    assert plan("fresh", search={"time": "90s"})["search_seconds"] == 180.0
+    for without in ({"search": {"time": "0"}}, {"targets": ["phone-iphone"], "data": recipe["data"]}):
+        assert plan("fresh", **without)["search_seconds"] == 0.0
+    assert call(["run", str(run / "recipe.yaml"), "--out", str(run / "fresh"), "--dry-run"]) == 0
+    assert "searches where packages" not in capsys.readouterr().out
+    plan("fresh")
+    assert call(["run", str(run / "recipe.yaml"), "--out", str(run / "fresh"), "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(searches where packages miss the gate: at most 20 min more)" in shown
+    done = plan("out", targets=[TARGET], seed=0)
+    assert [step["done"] for step in done["steps"] if step["name"].startswith("packages/")] == [True]
+    assert done["search_seconds"] == 0.0
+    assert plan("out", targets=[TARGET], gate={"max_drop": "4pp"})["search_seconds"] == 600.0
 
 
 @pytest.mark.parametrize("time", ["10", "fast", "-1s"])

@@ -1,0 +1,1 @@
+"""Where a model came from: its record, licences and terms, bill of materials, signature, and the model card."""

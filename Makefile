@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+bench%: export POTSTILL_DECIDED_BY ?= the benchmarks, which publish no model
 
-.PHONY: install demo test test-slow check bench bench-distillation bench-judge bench-formats clean
+.PHONY: install demo test test-slow check bench bench-distillation bench-judge bench-formats bench-devices bench-language-model bench-kinship clean
 
 install: $(READY)
 
@@ -21,8 +22,8 @@ demo: $(READY)
 	$(BIN)/potstill demo
 
 test: $(READY)
-	$(BIN)/pytest -m "not slow and not timing" -n auto --dist loadfile
-	$(BIN)/pytest -m timing
+	$(BIN)/pytest -m "not slow and not timing" -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m timing $$(grep -rl --include='test_*.py' 'mark\.timing' tests)
 
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
@@ -68,6 +69,15 @@ bench-judge: $(READY)
 
 bench-formats: $(READY) .venv-optimum/.ready .venv-olive/.ready
 	$(BIN)/python benchmarks/formats.py
+
+bench-language-model: $(READY)
+	$(BIN)/python benchmarks/language_model.py
+
+bench-devices: $(READY)
+	$(BIN)/python benchmarks/devices.py
+
+bench-kinship: $(READY)
+	$(BIN)/python benchmarks/kinship.py
 
 clean:
 	rm -rf $(VENV) .venv-torchdistill .venv-optimum .venv-olive build dist runs *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -192,7 +192,7 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from potstill.pipeline import lineage
+    from potstill.pipeline.lineage import record as lineage
     from potstill.validate.files import write_json
 
     with tempfile.TemporaryDirectory() as name:

@@ -44,7 +44,7 @@ from distillation_memory import memory
 
 from potstill.compress.distill import Distill
 from potstill.compress.losses import hard, kl
-from potstill.pipeline import lineage
+from potstill.pipeline.lineage import record as lineage
 from potstill.validate.data import Examples
 from potstill.validate.files import write_json
 from potstill.validate.metrics import most_likely
@@ -84,7 +84,7 @@ def said(model: Model, made: Case) -> NDArray[np.int64]:
 def twins(made: Case) -> dict[str, str]:
     """The first arm with the same losses as each: with two classes the defaults are soft labels, trained once."""
     lesson = made.lesson(0, Path(), None)
-    losses = {arm: Distill(**made.settings, **ARMS[arm]).terms(lesson) for arm in ARMS}
+    losses = {arm: Distill(**made.settings, **ARMS[arm]).terms(lesson, lesson.teacher) for arm in ARMS}
     return {arm: next(first for first in ARMS if losses[first] == losses[arm]) for arm in ARMS}
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from potstill.pipeline import lineage
+from potstill.pipeline.lineage import record as lineage
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -31,12 +31,13 @@ from rich.table import Table
 from potstill.compress.distill import Distill
 from potstill.compress.lesson import Lesson
 from potstill.compress.losses import hard, kl
-from potstill.pipeline import demo, lineage
+from potstill.pipeline import demo
+from potstill.pipeline.lineage import record as lineage
 from potstill.pipeline.material import Material
 from potstill.pipeline.recipe import build_recipe
 from potstill.pipeline.stages import STAGES
 from potstill.pipeline.walk import walk
-from potstill.targets.local import profile
+from potstill.targets.profile import profile
 from potstill.targets.request import read_package
 from potstill.targets.target import target_names
 from potstill.validate.files import write_json

@@ -31,11 +31,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
+from potstill.export.net import Net
 from potstill.export.package import read_package
 from potstill.export.quantize import prepare, quantize
-from potstill.export.sensitivity import Graph, sensitivities
-from potstill.pipeline import lineage
+from potstill.export.sensitivity import end_of, sensitivities
 from potstill.pipeline.ledger import Ledger
+from potstill.pipeline.lineage import record as lineage
 from potstill.pipeline.recipe import build_recipe
 from potstill.pipeline.stages import STAGES
 from potstill.pipeline.walk import walk
@@ -91,12 +92,12 @@ def rank(folder: Path, data: Path, weights: Path, name: str) -> float:
     ranges = folder / f"{name}.ranges.json"
     quantize(graph, plain, scheme, calibrate, model.encode, 0, ranges=ranges)
     ranked = sensitivities(prepared, plain, model, calibrate.take(range(32), "ranked"))
-    ties, x = Graph(prepared), model.encode(calibrate.rows(range(32, 544)))["x"]
+    ties, x = Net.read(prepared), model.encode(calibrate.rows(range(32, 544)))["x"]
     nodes = {node.name: node for node in ties.model.graph.node}
     float_ = onnxruntime.InferenceSession(prepared).run(None, {"x": x})[0]
     truth = []
     for node in ranked:
-        own = {node.node, ties.made_by[ties.end(nodes[node.node])].name}
+        own = {node.node, ties.made_by[end_of(ties, nodes[node.node])].name}
         left = [other for other in nodes if other not in own]
         quantize(graph, one, scheme, calibrate, model.encode, 0, keep_float=left, ranges=ranges)
         truth.append(divergences(float_, onnxruntime.InferenceSession(one).run(None, {"x": x})[0]).mean())

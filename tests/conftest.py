@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["POTSTILL_DECIDED_BY"] = "the tests"  # their models are made on the spot; tests of licences unset it
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # these models are small: two threads on a busy machine wait for each other
@@ -17,10 +19,45 @@ import numpy as np
 import pytest
 import torch
 
+from potstill.export import graph
+from tests.exports import once
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("POTSTILL_DATA", ROOT.parent / "shared" / "data"))
+EXPORT = graph._exported
+LONGEST = (  # files go to workers one by one: a long one at the end would keep one worker busy alone
+    "pipeline/test_road.py", "targets/test_browser.py", "pipeline/test_tasks.py", "pipeline/test_emulating.py",
+    "export/test_deterministic.py", "export/test_search.py", "pipeline/test_npu_road.py", "compress/test_prune.py",
+    "pipeline/test_bad_input.py", "compress/test_qat.py", "pipeline/test_judging.py", "pipeline/test_profiling.py",
+    "pipeline/test_search_road.py", "targets/test_wire.py", "export/test_adopt.py", "targets/test_emulate.py",
+    "compress/test_output_cache.py", "pipeline/test_onnx_road.py", "export/test_quantize.py",
+)  # fmt: skip
 GOOD, BAD = ["good", "great", "fine", "lovely", "bright"], ["bad", "poor", "dull", "awful", "grim"]
 FILLER = ["the", "film", "is", "a", "very", "and", "plot", "with", "some", "scenes"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    place = {ROOT / "tests" / name: i for i, name in enumerate(LONGEST)}
+    assert all(path.is_file() for path in place)
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same transformer is exported once in a session, by all workers together; see `exports.py`."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "exports"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "_exported", once(EXPORT, folder))
+        yield
+
+
+@pytest.fixture
+def exported_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the export itself."""
+    monkeypatch.setattr(graph, "_exported", EXPORT)
 
 
 @pytest.fixture(scope="session")
@@ -347,6 +384,71 @@ def span_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
             optimizer.step()
             optimizer.zero_grad()
     folder = tmp_path_factory.mktemp("teacher") / "spans"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def stories(n: int, seed: int) -> list[str]:
+    """Texts of 1 to 9 sentences, each of which says who, does what, to whom; half of the words follow from others."""
+    rng = np.random.default_rng(seed)
+    who, does = ["tom", "ann", "dog", "cat"], {"tom": "sees", "ann": "likes", "dog": "finds", "cat": "hears"}
+    found = []
+    for _ in range(n):
+        said = []
+        for _ in range(int(rng.integers(1, 10))):
+            one, other = rng.choice(who, size=2)
+            said += [str(one), does[str(one)], "the", "big" if other in ("dog", "cat") else "old", str(other), "."]
+        found.append(" ".join(said))
+    return found
+
+
+@pytest.fixture(scope="session")
+def story_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files `train` (200) and `eval` (60) of texts."""
+    folder, files = tmp_path_factory.mktemp("stories"), {}
+    for seed, (name, n) in enumerate({"train": 200, "eval": 60}.items()):
+        files[name] = folder / f"{name}.jsonl"
+        files[name].write_text("".join(json.dumps({"text": text}) + "\n" for text in stories(n, seed)))
+    return files
+
+
+def story_tokenizer() -> Any:
+    """A fast tokenizer of these words, which begins each text with <s>."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "</s>", *sorted({word for text in stories(100, 0) for word in text.split()})]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.fixture(scope="session")
+def story_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 4 layers with its tokenizer, trained on such texts until it knows what follows from what."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = story_tokenizer()
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=2,
+        )
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    rows = [tokenizer(text)["input_ids"] for text in stories(600, 99)]
+    for start in range(0, len(rows), 12):
+        batch = rows[start : start + 12]
+        ids = torch.full((12, max(map(len, batch))), -100)
+        for i, row in enumerate(batch):
+            ids[i, : len(row)] = torch.tensor(row)
+        model(input_ids=ids.clamp(min=0), labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("teacher") / "llama"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

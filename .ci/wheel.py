@@ -25,6 +25,8 @@ subprocess.run(
         data["eval"],
         "--max-drop",
         "1pp",
+        "--licences",
+        f"teacher={recipe['licences']['teacher']}",
         "--out",
         "out",
     ],

@@ -1,7 +1,6 @@
 """Training in two processes, as `torchrun` starts them (gloo, on the CPU): the same student as in one."""
 
 import dataclasses
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -21,9 +20,9 @@ from potstill.validate.data import Arrays, Examples
 from potstill.validate.encoder import ArrayEncoder
 from potstill.validate.errors import InputError
 from potstill.validate.task import Model
+from tests.forked import Forked
 from tests.waiting import free_port, wait_for
 
-FORK = multiprocessing.get_context("fork")
 Conv = Callable[[tuple[int, int], int], Model]
 
 
@@ -74,8 +73,7 @@ class Team:
         out.mkdir(exist_ok=True)
         self.out, port = out, free_port()
         self.members = [
-            FORK.Process(target=_work, args=(rank, size, port, stage, student, lesson, out, stops))
-            for rank in range(size)
+            Forked(target=_work, args=(rank, size, port, stage, student, lesson, out, stops)) for rank in range(size)
         ]
         for member in self.members:
             member.start()

@@ -1,7 +1,6 @@
 """How a training runs: number formats, compilation, accumulation, when it stops, where it goes on."""
 
 import dataclasses
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from potstill.compress.lesson import Collator, Lesson
 from potstill.validate.data import Arrays
 from potstill.validate.errors import InputError
 from potstill.validate.task import Model
+from tests.forked import Forked
 
-FORK = multiprocessing.get_context("fork")
 Conv = Callable[[tuple[int, int], int], Model]
 Log = list[dict[str, float]]
 
@@ -221,7 +220,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     def ended(name: str, killed: bool = False) -> int | None:
         """The exit code of a training."""
         lesson = elsewhere(picture_lesson, name, outputs=tmp_path / f"{name}-outputs")
-        process = FORK.Process(target=_train, args=(stage, dropping(conv), lesson, tmp_path / f"{name}.pt", killed))
+        process = Forked(target=_train, args=(stage, dropping(conv), lesson, tmp_path / f"{name}.pt", killed))
         process.start()
         process.join()
         return process.exitcode

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from potstill.pipeline.ranks import Crew, rank
 from potstill.validate.errors import GateFailed, InputError, PotstillError
+from tests.forked import Forked
 from tests.waiting import free_port
 
 Together = Callable[..., subprocess.CompletedProcess[str]]
@@ -97,9 +97,8 @@ def _process(place: int, port: int, fails: tuple[str, ...], out: Path) -> None:
     ],
 )
 def test_how_a_crew_ends(fails: tuple[str, ...], codes: list[int | None], said: str, tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
     port = free_port()
-    processes = [fork.Process(target=_process, args=(place, port, fails, tmp_path)) for place in range(2)]
+    processes = [Forked(target=_process, args=(place, port, fails, tmp_path)) for place in range(2)]
     for process in processes:
         process.start()
     processes[1].join(timeout=300)

@@ -19,10 +19,14 @@ command -v ${sum%% *} >/dev/null || refuse 'there is neither sha256sum nor shasu
 enter() {  # ROOT: into the cache, which is made where it is missing
     mkdir -p "$1"
     cd "$1"
-    [ -n "$(ls -A)" ] || printf '%s\n' "$tag" >CACHEDIR.TAG || { rm -f CACHEDIR.TAG; exit 1; }
+    [ -n "$(ls -A | grep -v '^CACHEDIR\.TAG\.')" ] || mark
     [ "$(cat CACHEDIR.TAG 2>/dev/null)" = "$tag" ] || refuse "$PWD is no cache of potstill; move it out of the way"
     mkdir -p sets jobs
     forget
+}
+
+mark() {  # the tag comes whole, even where two begin at once
+    { printf '%s\n' "$tag" >CACHEDIR.TAG.$$ && mv -f CACHEDIR.TAG.$$ CACHEDIR.TAG; } || { rm -f CACHEDIR.TAG.$$; exit 1; }
 }
 
 forget() {  # remove the jobs of this host whose holder is dead
@@ -103,7 +107,7 @@ clean() {  # ROOT: remove the cache, and tell the kilobytes that it had
     forget
     [ -z "$(ls -A jobs)" ] || refuse "$PWD is in use; wait until the other run has ended"
     du -sk . | { read -r kilobytes rest; echo "$kilobytes"; }
-    rm -rf sets jobs CACHEDIR.TAG
+    rm -rf sets jobs CACHEDIR.TAG CACHEDIR.TAG.*
     root=$PWD
     cd ..
     rmdir "$root" 2>/dev/null || :  # it stays where somebody put a file

@@ -320,6 +320,14 @@ def test_jobs_of_the_dead_are_removed_and_others_are_not(here: Here) -> None:
     assert sorted(here.jobs) == sorted(names[1:])
 
 
+def test_many_may_begin_a_cache_at_once(sh: tuple[str, ...], tmp_path: Path) -> None:
+    for number in range(20):
+        script = remote._script(f"enter {shlex.quote(str(tmp_path / str(number)))}")
+        begun = [subprocess.Popen([*sh, "-c", script], stderr=subprocess.PIPE) for _ in range(8)]
+        assert [one.communicate()[1] for one in begun] == [b"potstill: ended\n"] * 8
+        assert sorted(one.name for one in (tmp_path / str(number)).iterdir()) == ["CACHEDIR.TAG", "jobs", "sets"]
+
+
 def test_two_at_once_do_not_disturb_each_other(here: Here, files: dict[str, Any], tmp_path: Path) -> None:
     others = [replace(here, scripts=[]) for _ in range(3)]
     requests = [files | {"made": Made(tmp_path / f"made-{number}")} for number in range(3)]

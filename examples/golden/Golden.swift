@@ -12,8 +12,8 @@ struct Compared {
     var good: Bool { off <= allowed }  // false as well if it is no number
 }
 
-enum GoldenError: Error {
-    case otherForm(String)
+struct GoldenError: Error, CustomStringConvertible {
+    let description: String
 }
 
 private struct Tensor: Decodable {
@@ -49,7 +49,9 @@ func runGolden(_ folder: URL) throws -> [Compared] {
     let golden = folder.appendingPathComponent("golden")
     let index = try JSONDecoder().decode(
         Index.self, from: Data(contentsOf: golden.appendingPathComponent("golden.json")))
-    guard index.format == "potstill-golden/1" else { throw GoldenError.otherForm(index.format) }
+    guard index.format == "potstill-golden/1" else {
+        throw GoldenError(description: "golden.json has another form: \(index.format)")
+    }
     let environment = try ORTEnv(loggingLevel: .warning)
     let model = folder.appendingPathComponent("model.onnx").path
     let session = try ORTSession(env: environment, modelPath: model, sessionOptions: nil)
@@ -61,7 +63,7 @@ func runGolden(_ folder: URL) throws -> [Compared] {
 private func compare(_ session: ORTSession, _ golden: URL, _ sample: Sample, _ number: Int) throws -> [Compared] {
     var feeds: [String: ORTValue] = [:]
     for (name, tensor) in sample.inputs {
-        guard let type = types[tensor.dtype] else { throw GoldenError.otherForm(tensor.dtype) }
+        guard let type = types[tensor.dtype] else { throw GoldenError(description: "an input of \(tensor.dtype)") }
         let data = try Data(contentsOf: golden.appendingPathComponent(tensor.file))
         feeds[name] = try ORTValue(
             tensorData: NSMutableData(data: data), elementType: type, shape: tensor.shape.map { NSNumber(value: $0) })
@@ -69,12 +71,14 @@ private func compare(_ session: ORTSession, _ golden: URL, _ sample: Sample, _ n
     let found = try session.run(withInputs: feeds, outputNames: Set(sample.outputs.keys), runOptions: nil)
     return try sample.outputs.map { name, tensor in
         guard tensor.dtype == "float32", let value = found[name], let atol = tensor.atol else {
-            throw GoldenError.otherForm(name)
+            throw GoldenError(description: "\(name): this example compares outputs of float32")
         }
         let wanted = floats(try Data(contentsOf: golden.appendingPathComponent(tensor.file)))
-        let given = floats(try value.tensorData() as Data)
+        let given = floats(Data(referencing: try value.tensorData()))
         let shape = try value.tensorTypeAndShapeInfo().shape.map { $0.intValue }
-        guard shape == tensor.shape, given.count == wanted.count else { throw GoldenError.otherForm("\(name): \(shape)") }
+        guard shape == tensor.shape, given.count == wanted.count else {
+            throw GoldenError(description: "\(name) has another shape than expected: \(shape)")
+        }
         var worst: Float = 0
         for (one, other) in zip(given, wanted) {
             let off = abs(one - other)

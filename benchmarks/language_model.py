@@ -6,9 +6,9 @@
     size_ratio, int4        bytes of the int4 package over those of the weights in float16, and its perplexity over
                             float's, of a Llama that learned Python from the standard library's own source (5.5 M
                             weights; 30 minutes, QUICK: 3), judged by `potstill export` on files it never saw
-    decode_bandwidth_ratio  of a Llama of 174 M random weights in 4 bits, with all cores: constants read for a token by
+    decode_bandwidth_ratio  of a Llama of 241 M random weights in 4 bits, with all cores: constants read for a token by
                             the median time of a token, over what as many threads read from memory in that process;
-                            one thread, and 8 bits, stand beside
+                            one thread, larger blocks and 8 bits stand beside
 
 `QUICK=1` takes 10 minutes on 2 cores. Prints tables; the last line is JSON, also in `results/language-model.json` (or
 `language-model-quick.json`). The stories need the real data: POTSTILL_DATA; without it that part is left out, and said.
@@ -109,10 +109,12 @@ def main() -> None:
     console.print(f"int4: {four['size_ratio']:.3f} of float16, perplexity × {four['perplexity']['ratio']:.4f}")
     for one in speed["rows"]:
         console.print(
-            f"{one['bits']} bits, {one['threads']} thread(s): {one['decode_tokens_per_s']:.1f} tokens/s, "
-            f"{one['of_bandwidth']:.0%} of {one['read_gb_s']:.1f} GB/s; a prompt's {one['prompt_tokens_per_s']:.0f}"
+            f"{one['bits']} bits in blocks of {one['block']}, {one['threads']} thread(s): "
+            f"{one['decode_tokens_per_s']:.1f} tokens/s, {one['of_bandwidth']:.0%} of {one['read_gb_s']:.1f} GB/s; "
+            f"a prompt's {one['prompt_tokens_per_s']:.0f}"
         )
-    (reached,) = (x["of_bandwidth"] for x in speed["rows"] if (x["bits"], x["threads"]) == (4, speed["cores"]))
+    shipped = {"bits": 4, "block": 32, "threads": speed["cores"]}
+    (reached,) = (one["of_bandwidth"] for one in speed["rows"] if shipped.items() <= one.items())
     record = {
         "perplexity_ratio": {case: [one["ratio"], *one["interval"]] for case, one in found.items()},
         "size_ratio": four["size_ratio"],

@@ -5,10 +5,10 @@
                             TinyStories), and, but for QUICK, the Python teacher below
     size_ratio, int4        bytes of the int4 package over those of the weights in float16, and its perplexity over
                             float's, of a Llama that learned Python from the standard library's own source (5.5 M
-                            weights; 30 minutes, QUICK: 3), judged by `potstill export` on files it never saw
+                            weights; 30 minutes, QUICK: 2), judged by `potstill export` on files it never saw
     decode_bandwidth_ratio  of a Llama of 241 M random weights in 4 bits, with all cores: constants read for a token by
                             the median time of a token, over what as many threads read from memory in that process;
-                            one thread, larger blocks and 8 bits stand beside
+                            one thread stands beside, and but for QUICK larger blocks and 8 bits
 
 `QUICK=1` takes 10 minutes on 2 cores. Prints tables; the last line is JSON, also in `results/language-model.json` (or
 `language-model-quick.json`). The stories need the real data: POTSTILL_DATA; without it that part is left out, and said.
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent))
-from language_model_speed import decoding
+from language_model_speed import FORMATS, decoding
 from language_model_students import Case, students
 from provenance import provenance
 
@@ -40,7 +40,7 @@ from potstill.validate.files import read_json, write_json
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("POTSTILL_DATA", ROOT.parent / "shared" / "data"))
 QUICK = os.environ.get("QUICK") == "1"
-MINUTES, TARGET = (3 if QUICK else 30), "laptop-x86-vnni"
+MINUTES, TARGET = (2 if QUICK else 30), "laptop-x86-vnni"
 
 
 def taught(folder: Path) -> Path:
@@ -55,17 +55,17 @@ def cases(python: Path) -> list[Case]:
     """The teachers and the budgets of their students."""
     found = []
     if (stories := DATA / "stories260k").is_dir():
-        budget = {"epochs": 1 if QUICK else 3, "batch_size": 16, "learning_rate": 3e-3}
+        budget = {"epochs": 1 if QUICK else 2, "batch_size": 16, "learning_rate": 3e-3}
         texts = (stories / "train.jsonl", stories / "eval.jsonl")
         found.append(
-            Case("stories260k", stories / "checkpoint", *texts, {"layers": 2}, budget, texts=60 if QUICK else None)
+            Case("stories260k", stories / "checkpoint", *texts, {"layers": 2}, budget, *((1200, 60) if QUICK else ()))
         )
     else:
         print(f"no stories at {DATA}; set POTSTILL_DATA", file=sys.stderr)
     if not QUICK:
         budget = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3}
         texts = (python / "train.jsonl", python / "eval.jsonl")
-        found.append(Case("python", python / "teacher", *texts, {"layers": 2}, budget, learned=2000, texts=200))
+        found.append(Case("python", python / "teacher", *texts, {"layers": 2}, budget, learned=1500, texts=200))
     return found
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     found = {case.name: students(case) for case in cases(python)}
     with tempfile.TemporaryDirectory() as name:
         four = in_four_bits(python, Path(name))
-    speed = decoding()
+    speed = decoding(FORMATS[:1] if QUICK else FORMATS)
     table = Table(title="Perplexity, 3 seeds: the same cut and budget alone and distilled", title_justify="left")
     for heading in ("", "teacher", "alone", "distilled", "ratio, 95 % interval", "weights"):
         table.add_column(heading)

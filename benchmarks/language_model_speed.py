@@ -18,11 +18,12 @@ from potstill.validate.external_data import read_graph, streamed_bytes
 from potstill.validate.session import open_session
 
 WIDTH, LAYERS, VOCABULARY = 2048, 4, 32_000
-FORMATS: tuple[tuple[Literal[4, 8], int], ...] = ((4, 32), (4, 128), (8, 32))  # bits and weights in a block
+Formats = tuple[tuple[Literal[4, 8], int], ...]
+FORMATS: Formats = ((4, 32), (4, 128), (8, 32))  # bits and weights in a block; the first is what a package has
 WRITES = {"prompt": 128, "tokens": 64, "rounds": 3}
 
 
-def decoding() -> dict[str, Any]:
+def decoding(formats: Formats = FORMATS) -> dict[str, Any]:
     """Tokens a second of a prompt and of decoding, and the share of the bandwidth reached, by format and threads.
 
     Timer: around each `session.run` of plain ONNX Runtime, in the agent's own process; bandwidth in that process.
@@ -47,7 +48,7 @@ def decoding() -> dict[str, Any]:
             tokenizer.save_pretrained(checkpoint)
 
         graph = language_graph(model, save, folder / "float" / "model.onnx", [text], 20)
-        for bits, block in FORMATS:
+        for bits, block in formats:
             decoder_in_blocks(folder / "float" / "model.onnx", folder / "model.onnx", Blocks(bits, block_size=block))
             streamed = streamed_bytes(read_graph(folder / "model.onnx")) / 1e6
             for threads in sorted({1, cores}):

@@ -6,7 +6,7 @@
     size_ratio, int4        bytes of the int4 package over those of the weights in float16, and its perplexity over
                             float's, of a Llama that learned Python from the standard library's own source (5.5 M
                             weights; 30 minutes, QUICK: 2), judged by `potstill export` on files it never saw
-    decode_bandwidth_ratio  of a Llama of 241 M random weights in 4 bits, with all cores: constants read for a token by
+    decode_bandwidth_ratio  of a Llama of 246 M random weights in 4 bits, with all cores: constants read for a token by
                             the median time of a token, over what as many threads read from memory in that process;
                             one thread stands beside, and but for QUICK larger blocks and 8 bits
 
